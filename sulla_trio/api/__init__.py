@@ -1,0 +1,1 @@
+"""The HTTP API, its websocket of events, and their client."""

@@ -1,0 +1,119 @@
+"""Where a host API is: the runtime directory, its socket files and api files, and which of them answer.
+
+Source: DESIGN section 5. Reading the environment is the command line's business: it is an argument here.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sulla_trio.errors import ConfigError
+
+PROBE_TIMEOUT = 1.0
+"""Seconds for a local socket to accept; only a full backlog takes longer than microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLocation:
+    """One host API: its endpoint URL, and the token where it is a TCP one."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+
+def runtime_directory() -> Path:
+    """The per-user directory of sockets and api files."""
+    import platformdirs
+
+    return Path(platformdirs.user_runtime_dir("sulla", appauthor=False))
+
+
+def default_listen(pid: int | None = None, directory: Path | None = None) -> str:
+    """Endpoint URL of the host API of a host-switch run by hand, or (with `pid`) by ``sulla run``."""
+    name = "host-switch.sock" if pid is None else f"host-switch-{pid}.sock"
+    return f"unix://{(directory or runtime_directory()) / name}"
+
+
+def parse_location(text: str, name: str, token: str | None = None) -> ApiLocation:
+    """A URL that a person gave as `name` (``--api`` or ``SULLA_API``).
+
+    Raises:
+        ConfigError: neither ``unix:///path`` nor ``tcp://host:port``.
+    """
+    parts = urlsplit(text)
+    try:
+        if parts.scheme == "unix" and parts.path and not parts.netloc:
+            return ApiLocation(text, None)
+        if parts.scheme == "tcp" and parts.hostname and parts.port:
+            return ApiLocation(text, token)
+    except ValueError:
+        pass
+    raise ConfigError(f"{name}: {text} is not an API address; want unix:///path/to/host-switch.sock or tcp://host:port")
+
+
+def find_api(given: str | None, environment: Mapping[str, str], directory: Path | None = None) -> ApiLocation:
+    """The API to talk to: `given`, else ``SULLA_API``, else the only one alive in the runtime directory.
+
+    A TCP address without ``SULLA_API_TOKEN`` gets its token from the api files.
+
+    Raises:
+        ConfigError: none, or several (they are listed).
+    """
+    directory = directory or runtime_directory()
+    token = environment.get("SULLA_API_TOKEN")
+    if given:
+        return _with_token(parse_location(given, "--api", token), directory)
+    if environment.get("SULLA_API"):
+        return _with_token(parse_location(environment["SULLA_API"], "SULLA_API", token), directory)
+    alive = [location for location in _advertised(directory) if _answers(location)]
+    if len(alive) == 1:
+        return alive[0]
+    if not alive:
+        raise ConfigError(
+            f"no host-switch is running (looked in {directory}); start one, or name its API with --api URL or SULLA_API"
+        )
+    listed = "\n".join(f"  {location.url}" for location in alive)
+    raise ConfigError(f"{len(alive)} host-switches are running; choose one with --api URL or SULLA_API:\n{listed}")
+
+
+def _advertised(directory: Path) -> list[ApiLocation]:
+    sockets = [ApiLocation(f"unix://{path}") for path in sorted(directory.glob("host-switch*.sock"))]
+    return sockets + _api_files(directory)
+
+
+def _api_files(directory: Path) -> list[ApiLocation]:
+    found = []
+    for path in sorted(directory.glob("api*.json")):
+        try:
+            content = json.loads(path.read_text())
+            found.append(ApiLocation(str(content["url"]), str(content["token"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # half written, or not ours
+    return found
+
+
+def _with_token(location: ApiLocation, directory: Path) -> ApiLocation:
+    if location.token is None and location.url.startswith("tcp:"):
+        for known in _api_files(directory):
+            if known.url == location.url:
+                return known
+    return location
+
+
+def _answers(location: ApiLocation) -> bool:
+    parts = urlsplit(location.url)
+    try:
+        if parts.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(PROBE_TIMEOUT)
+                probe.connect(parts.path)
+                return True
+        with socket.create_connection((parts.hostname, parts.port), PROBE_TIMEOUT):
+            return True
+    except (OSError, ValueError, TypeError):
+        return False

@@ -1,0 +1,1 @@
+"""One nursery tree per role."""

@@ -1,0 +1,132 @@
+"""host-switch: terminates guests' frames in the user-space stack and dials the outside by ordinary sockets.
+
+Source: specs/daemons.md section 3.2 and 5; DESIGN sections 1 and 5.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from sulla_trio.config import NetworkConfig, PortForward, format_ip
+from sulla_trio.errors import ConfigError, ForwardError
+from sulla_trio.link import endpoint as endpoints
+from sulla_trio.vnet.network import VirtualNetwork
+
+log = logging.getLogger(__name__)
+
+COUNTER_INTERVAL = 5.0
+"""Seconds between two lines of byte counters with ``-debug``."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSwitchConfig:
+    """What the command line says, checked."""
+
+    network: NetworkConfig
+    forwards: tuple[PortForward, ...] = ()
+    listen: tuple[str, ...] = ()
+    """Endpoint URLs of the host API; empty: none."""
+    data: str = ""
+    """Where the data connection is: ``fd://N`` (connected, given by the parent), else a URL to listen on."""
+    debug: bool = False
+    strict: bool = False
+
+
+class LinkLost(Exception):
+    """The only data connection there can ever be (``fd://N``) has ended."""
+
+
+async def host_switch(config: HostSwitchConfig) -> int:
+    """Run until a signal or, with ``--data fd://N``, until that connection ends. Returns the exit status.
+
+    Raises:
+        ConfigError: a static forward or a listener cannot be had; the message names it.
+    """
+    raise_descriptor_limit()
+    network = VirtualNetwork(config.network, strict=config.strict)
+    status = 1
+    async with trio.open_nursery() as nursery:
+        signals = await nursery.start(_watch_signals, nursery.cancel_scope)
+        await nursery.start(network.run)
+        try:
+            await network.add_static_forwards(config.forwards)
+        except ForwardError as error:
+            raise ConfigError(f"creating virtual network failed: {error}") from None
+        if config.data:
+            await nursery.start(_serve_data, network, config.data, nursery.cancel_scope)
+        # Quart and Hypercorn take half a second to import: after the link, so that the first frame does not wait for them.
+        await nursery.start(_serve_api, network, config.listen)
+        network.events.emit("daemon.ready", gateway=format_ip(config.network.gateway_ip))
+        if config.debug:
+            nursery.start_soon(_log_counters, network)
+        del signals
+    return status
+
+
+def raise_descriptor_limit() -> None:
+    """Soft NOFILE to hard (DESIGN law 6)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _watch_signals(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        async for number in received:
+            log.info("signal caught: %s", signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+async def _serve_data(
+    network: VirtualNetwork,
+    url_text: str,
+    scope: trio.CancelScope,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    url = endpoints.parse_endpoint(url_text)
+    if url.scheme == "fd":
+        endpoint = await endpoints.connect(url)
+        task_status.started()
+        failure = await network.serve_link(endpoint)
+        log.warning("data connection lost: %s", failure or "end of stream")
+        scope.cancel()
+        return
+    try:
+        listener = await endpoints.listen(url)
+    except OSError as error:
+        raise ConfigError(f"cannot listen for the data connection on {url_text}: {error.strerror or error}") from None
+    task_status.started()
+    log.info("waiting for clients...")
+    await trio.serve_listeners(partial(_serve_accepted, network, url_text), [listener])
+
+
+async def _serve_accepted(network: VirtualNetwork, url_text: str, stream: trio.SocketStream) -> None:
+    failure = await network.serve_link(endpoints.Endpoint(endpoints.take_socket(stream), url_text))
+    if failure:
+        log.error("data connection error: %s", failure)
+
+
+async def _serve_api(
+    network: VirtualNetwork, listen: tuple[str, ...], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    from sulla_trio.api.serve import serve_apis
+
+    await serve_apis(network, listen, task_status=task_status)
+
+
+async def _log_counters(network: VirtualNetwork) -> None:
+    counters = network.driver.counters
+    while True:
+        await trio.sleep(COUNTER_INTERVAL)
+        log.debug(
+            "%d bytes sent to the VM, %d bytes received from the VM", counters.bytes_sent, counters.bytes_received
+        )

@@ -1,0 +1,1 @@
+"""Frames and processes, to and from the kernel."""

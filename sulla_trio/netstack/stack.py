@@ -1,0 +1,321 @@
+"""The stack: ARP, IPv4, ICMP, UDP and the table of TCP connections behind one contract (DESIGN section 2).
+
+`receive` takes one Ethernet frame, `frames_to_send` gives what is due, `poll_at` and `handle_timer` are the clock's, and
+`next_event` tells the owner what happened. Nothing waits, nothing raises for what the network sends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from collections import OrderedDict
+from hashlib import blake2b
+from math import inf
+from typing import Final
+
+from sulla_trio.config import NetworkConfig
+from sulla_trio.errors import LocalError
+from sulla_trio.netstack import events
+from sulla_trio.netstack.counters import Counters
+from sulla_trio.netstack.credit import CreditBudget
+from sulla_trio.netstack.ip import BROADCAST_PORT, Frame, IpLayer, RandomSource
+from sulla_trio.netstack.neighbor import Neighbor
+from sulla_trio.netstack.pending import PendingRequests
+from sulla_trio.netstack.tcp import TcpConnection
+from sulla_trio.netstack.tcp_options import TcpOptions
+from sulla_trio.wire import icmp, inet, ipv4, tcp
+
+__all__ = ["BROADCAST_PORT", "Frame", "RandomSource", "Stack"]
+
+EPHEMERAL_PORTS: Final = (16_000, 65_536)
+"""Local ports of connections to guests (gvproxy's range)."""
+
+
+class Stack(IpLayer):
+    """The gateway's TCP/IP. `now` is in seconds of any clock that never goes back.
+
+    It is the `TcpHost` of its connections: they mark themselves dirty and arm timers here, so the work of a batch is
+    proportional to the segments in it and the timers that expired, never to the number of connections.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        random: RandomSource,
+        *,
+        options: TcpOptions | None = None,
+        counters: Counters | None = None,
+    ) -> None:
+        super().__init__(network, random, counters or Counters())
+        self.options = options or TcpOptions()
+        self.credit = CreditBudget(self.options.budget)
+        self.connections: dict[bytes, TcpConnection] = {}
+        self._secret = random.getrandbits(128).to_bytes(16, "big")
+        self._pending = PendingRequests()
+        self._dirty: list[TcpConnection] = []
+        self._timers: list[tuple[float, int, TcpConnection]] = []
+        self._timer_count = 0
+        self._time_wait: OrderedDict[bytes, TcpConnection] = OrderedDict()
+
+    # The verbs (receive is the IpLayer's)
+
+    def frames_to_send(self, now: float) -> list[Frame]:
+        """What is due: (egress port or `BROADCAST_PORT`, headers, payload). Frame and list are the caller's."""
+        self._now = now
+        frames = self._frames
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for connection in dirty:
+                connection.frames(now, frames)
+        self._frames = []
+        return frames
+
+    def poll_at(self) -> float | None:
+        """When `handle_timer` wants to be called; None: never."""
+        timers = self._timers
+        while timers and timers[0][0] != timers[0][2].armed_at:
+            heapq.heappop(timers)
+        deadlines = (
+            timers[0][0] if timers else None,
+            self._neighbors.poll_at(),
+            self._reassembler.poll_at(),
+        )
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Act on what is due. Harmless when nothing is."""
+        self._now = now
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            deadline, _, connection = heapq.heappop(timers)
+            if deadline == connection.armed_at:
+                connection.handle_timer(now)
+        self._neighbors.handle_timer(now)
+        self._reassembler.handle_timer(now)
+
+    def next_event(self) -> events.Event | None:
+        """The oldest event nobody has taken; None: all are."""
+        return self._events.popleft() if self._events else None
+
+    # The host of connections
+
+    def mark_dirty(self, connection: TcpConnection) -> None:
+        self._dirty.append(connection)
+
+    def arm(self, connection: TcpConnection, deadline: float) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (deadline, self._timer_count, connection))
+        if len(self._timers) > 64 and len(self._timers) > 2 * len(self.connections):
+            self._rebuild_timers()
+
+    def _rebuild_timers(self) -> None:
+        """Drop stale entries, which lazy deletion leaves behind."""
+        self._timers = [
+            (connection.armed_at, number, connection)
+            for number, connection in enumerate(self.connections.values())
+            if connection.armed_at != inf
+        ]
+        self._timer_count = max(self._timer_count, len(self.connections))
+        heapq.heapify(self._timers)
+
+    def raise_event(self, event: events.Event) -> None:
+        self._events.append(event)
+
+    def forget(self, connection: TcpConnection) -> None:
+        if self.connections.get(connection.key) is connection:
+            del self.connections[connection.key]
+        self._time_wait.pop(connection.key, None)
+
+    def entered_time_wait(self, connection: TcpConnection) -> None:
+        self._time_wait[connection.key] = connection
+        while len(self._time_wait) > self.options.time_wait_limit:
+            _, oldest = self._time_wait.popitem(last=False)
+            oldest.expire()
+
+    # TCP
+
+    def _receive_tcp(self, frame: memoryview, header: ipv4.Ipv4, start: int, end: int, port: int, now: float) -> None:
+        segment = tcp.parse(frame, start, end, header.source, header.destination)
+        self.counters.tcp_segments_received += 1
+        key = bytes(frame[26:34]) + bytes(frame[start : start + 4])
+        connection = self.connections.get(key)
+        if connection is not None:
+            if segment.flags & tcp.SYN and connection.reopens(segment):
+                connection.expire()
+            else:
+                connection.segment_received(segment, frame, now)
+                return
+        self._receive_unknown(key, segment, frame, header, start, port, now)
+
+    def _receive_unknown(
+        self, key: bytes, segment: tcp.Segment, frame: memoryview, header: ipv4.Ipv4, start: int, port: int, now: float
+    ) -> None:
+        """A segment of no connection: a SYN asks for one, all else but a RST is reset (RFC 9293 section 3.10.7.1 and .2)."""
+        pending = self._pending.get(key)
+        flags = segment.flags
+        if flags & tcp.RST:
+            self.counters.tcp_resets_received += 1
+            if pending is not None:
+                self._cancel(key)
+            return
+        if header.destination[0] >= 224:
+            self.counters.drop("tcp_group")
+            return
+        if not flags & tcp.SYN or flags & tcp.ACK:
+            self._reset(header, segment, frame, port)
+            return
+        if pending is not None:
+            if pending.segment.seq == segment.seq:
+                return  # the guest's retransmission: the answer is on its way
+            self._cancel(key)
+        request = events.ConnectionRequest(
+            key,
+            header.source,
+            segment.source_port,
+            header.destination,
+            segment.destination_port,
+            bytes(frame[6:12]),
+            port,
+            segment,
+            bytes(frame[14 : start + icmp.QUOTED_PAYLOAD]),
+            now,
+        )
+        refused = self._pending.add(request)
+        if refused is not None:
+            self.counters.drop(refused)
+            return
+        self._neighbors.learn(header.source, request.mac, port)
+        self._events.append(request)
+
+    def _cancel(self, key: bytes) -> None:
+        self._pending.pop(key)
+        self._events.append(events.RequestCancelled(key))
+
+    def _reset(self, header: ipv4.Ipv4, segment: tcp.Segment, frame: memoryview, port: int) -> None:
+        """RFC 9293 section 3.10.7.1: the RST's numbers make it acceptable to whoever sent `segment`."""
+        length = segment.payload_end - segment.payload_offset
+        length += bool(segment.flags & tcp.SYN) + bool(segment.flags & tcp.FIN)
+        if segment.flags & tcp.ACK:
+            seq, ack, flags = segment.ack, 0, tcp.RST
+        else:
+            seq, ack, flags = 0, (segment.seq + length) & 0xFFFFFFFF, tcp.RST | tcp.ACK
+        self.counters.tcp_resets_sent += 1
+        reset = tcp.emit(
+            header.destination, segment.destination_port, header.source, segment.source_port, seq, ack, flags, 0
+        )
+        self._send_ipv4(header.destination, header.source, inet.IPPROTO_TCP, reset, bytes(frame[6:12]), port)
+
+    def accept(self, request: events.ConnectionRequest, now: float) -> TcpConnection:
+        """Answer `request` with a SYN-ACK. The connection is in SYN-RECEIVED; `Connected` follows.
+
+        Raises:
+            LocalError: the request is no longer pending (it was answered or cancelled).
+        """
+        self._take(request)
+        connection = TcpConnection.passive(
+            self,
+            request.segment,
+            request.remote_ip,
+            request.local_ip,
+            request.mac,
+            request.port,
+            isn=self._isn(request.key, now),
+            mss=self.network.mtu - 40,
+            now=now,
+        )
+        self.connections[request.key] = connection
+        return connection
+
+    def reject(self, request: events.ConnectionRequest, now: float) -> None:
+        """Answer `request` with a RST. LocalError as `accept`."""
+        self._take(request)
+        ack = (request.segment.seq + 1) & 0xFFFFFFFF
+        self.counters.tcp_resets_sent += 1
+        reset = tcp.emit(
+            request.local_ip, request.local_port, request.remote_ip, request.remote_port, 0, ack, tcp.RST | tcp.ACK, 0
+        )
+        self._send_ipv4(request.local_ip, request.remote_ip, inet.IPPROTO_TCP, reset, request.mac, request.port)
+
+    def unreachable(self, request: events.ConnectionRequest, code: int, now: float) -> None:
+        """Answer `request` with an ICMP unreachable (`code`) quoting it, and a RST behind it. LocalError as `accept`."""
+        self.send_icmp_error(
+            icmp.UNREACHABLE, code, 0, request.header, request.remote_ip, request.mac, request.port, now
+        )
+        self.reject(request, now)
+
+    def drop(self, request: events.ConnectionRequest) -> None:
+        """Answer nothing; a retransmitted SYN is a new request. Harmless when it is no longer pending."""
+        self._pending.pop(request.key)
+
+    def _take(self, request: events.ConnectionRequest) -> None:
+        if self._pending.get(request.key) is not request:
+            raise LocalError("the connection request is no longer pending")
+        self._pending.pop(request.key)
+
+    def connect(
+        self,
+        remote_ip: bytes,
+        remote_port: int,
+        now: float,
+        *,
+        local_ip: bytes | None = None,
+        local_port: int | None = None,
+    ) -> TcpConnection:
+        """Open a connection to a guest, from the gateway unless told otherwise. `Connected` or `Closed` follows.
+
+        Raises:
+            LocalError: every local port to that guest is taken.
+        """
+        source = local_ip or self.network.gateway_ip
+        key, port = self._free_key(remote_ip, remote_port, source, local_port)
+        neighbor = self._neighbors.get(remote_ip)
+        connection = TcpConnection.active(
+            self,
+            remote_ip,
+            remote_port,
+            source,
+            port,
+            neighbor.mac if neighbor else None,
+            neighbor.port if neighbor else -1,
+            isn=self._isn(key, now),
+            mss=self.network.mtu - 40,
+            now=now,
+        )
+        self.connections[key] = connection
+        if neighbor is None:
+
+            def found(answer: Neighbor | None) -> None:
+                if answer is None:
+                    connection.fail("timeout", self._now)
+                else:
+                    connection.resolved(*answer)
+
+            self._neighbors.resolve(remote_ip, found, now)
+        return connection
+
+    def _free_key(
+        self, remote_ip: bytes, remote_port: int, local_ip: bytes, local_port: int | None
+    ) -> tuple[bytes, int]:
+        first, last = EPHEMERAL_PORTS
+        at = self._random.randrange(first, last) if local_port is None else local_port
+        for _ in range(last - first if local_port is None else 1):
+            key = remote_ip + local_ip + struct.pack("!HH", remote_port, at)
+            taken = self.connections.get(key)
+            if taken is None:
+                return key, at
+            at = at + 1 if at + 1 < last else first
+        raise LocalError(f"no free port to connect to port {remote_port} of the guest from")
+
+    def _isn(self, key: bytes, now: float) -> int:
+        """RFC 6528: a clock of 4 us plus a keyed hash of the four-tuple."""
+        digest = blake2b(key, key=self._secret, digest_size=4).digest()
+        return (int(now * 250_000) + int.from_bytes(digest, "big")) & 0xFFFFFFFF
+
+    def port_removed(self, port: int, now: float) -> None:
+        """The switch port is gone: its neighbors, requests and connections with it; owners hear `Closed` with ``reset``."""
+        self._now = now
+        self._neighbors.port_removed(port)
+        for key in self._pending.of_port(port):
+            self._cancel(key)
+        for connection in [connection for connection in self.connections.values() if connection.port == port]:
+            connection.fail("reset", now)

@@ -1,0 +1,89 @@
+"""The learning switch: which ports a frame leaves by (DESIGN section 3; specs/gvproxy.md section 4.2)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sulla_trio.netstack.counters import Counters
+from sulla_trio.wire.inet import Buffer
+
+CAM_LIMIT: Final = 4096
+"""MACs remembered: far more than a VM with containers shows, and 400 KB at most under a flood of forged ones."""
+BROADCAST: Final = b"\xff" * 6
+_CONTROL: Final = b"\x88\xb5"
+NONE: Final[tuple[int, ...]] = ()
+
+
+class Switch:
+    """Learns source MACs, sends unicast to where its MAC was seen, broadcast to all; never back to the ingress port.
+
+    The gateway is not a port: `ingress` says whether a frame is for it, `egress` where its own frames go.
+    """
+
+    __slots__ = ("_cam", "_cam_limit", "_counters", "_gateway_mac", "_next", "_ports")
+
+    def __init__(self, gateway_mac: bytes, counters: Counters, cam_limit: int = CAM_LIMIT) -> None:
+        self._gateway_mac = gateway_mac
+        self._counters = counters
+        self._cam_limit = cam_limit
+        self._cam: dict[bytes, int] = {}
+        self._ports: dict[int, None] = {}
+        self._next = 0
+
+    def add_port(self) -> int:
+        """The id of a new port: 0, 1, 2..., never used again."""
+        port = self._next
+        self._next += 1
+        self._ports[port] = None
+        return port
+
+    def remove_port(self, port: int) -> None:
+        """Forget a port and every MAC learned on it."""
+        self._ports.pop(port, None)
+        self._cam = {mac: at for mac, at in self._cam.items() if at != port}
+
+    def ingress(self, port: int, frame: Buffer) -> tuple[bool, tuple[int, ...]]:
+        """Learn from `frame` (at least 14 bytes), which came in by `port`: (is it for the gateway, the other ports it goes to)."""
+        destination, source = bytes(frame[:6]), bytes(frame[6:12])
+        cam = self._cam
+        if cam.get(source) != port and not self._learn(source, port):
+            return False, NONE
+        if destination == self._gateway_mac:
+            return True, NONE
+        if frame[12:14] == _CONTROL:
+            self._counters.drop("switch_control")
+            return False, NONE
+        if destination == BROADCAST:
+            return True, tuple(other for other in self._ports if other != port)
+        at = cam.get(destination)
+        if at is None or at == port:
+            self._counters.drop("switch_multicast" if destination[0] & 1 else "switch_unknown")
+            return False, NONE
+        return False, (at,)
+
+    def _learn(self, source: bytes, port: int) -> bool:
+        """False: a source that no guest may have."""
+        if source == self._gateway_mac:
+            self._counters.drop("switch_spoofed_gateway")
+            return False
+        if source[0] & 1:
+            self._counters.drop("switch_group_source")
+            return False
+        cam = self._cam
+        cam.pop(source, None)  # a MAC that moves becomes the newest
+        if len(cam) >= self._cam_limit:
+            del cam[next(iter(cam))]
+            self._counters.drop("switch_cam_full")
+        cam[source] = port
+        return True
+
+    def egress(self, destination: bytes) -> tuple[int, ...]:
+        """The ports that a frame of the gateway to `destination` leaves by."""
+        if destination == BROADCAST:
+            return tuple(self._ports)
+        at = self._cam.get(destination)
+        return NONE if at is None else (at,)
+
+    def cam(self) -> dict[bytes, int]:
+        """A copy of what was learned: MAC to port."""
+        return dict(self._cam)

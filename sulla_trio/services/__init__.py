@@ -1,0 +1,1 @@
+"""Pure request to reply: DHCP, DNS, leases, events, flows, policy."""

@@ -1,0 +1,1 @@
+"""The stack, driven: clock, ports, timers, streams, the gateway's own services."""
