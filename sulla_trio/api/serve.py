@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sulla_trio.api.app import Network
     from sulla_trio.api.http1 import AsgiApp, Limits
 
-    class ServedNetwork(Network):
+    class ServedNetwork(Network, Protocol):
         """A network whose API is served: it says where, and lets the gateway listen."""
 
         network: NetworkConfig

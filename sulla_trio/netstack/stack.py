@@ -57,6 +57,11 @@ class Stack(IpLayer):
         self._timer_count = 0
         self._time_wait: OrderedDict[bytes, TcpConnection] = OrderedDict()
 
+    @property
+    def pending(self) -> int:
+        """Connection requests that nobody has answered yet."""
+        return len(self._pending)
+
     # The verbs (receive is the IpLayer's)
 
     def frames_to_send(self, now: float) -> list[Frame]:

@@ -38,8 +38,7 @@ _MAY_CLOSE: Final = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
 class TcpConnection(TransmissionControlBlock):
     """One connection between a guest ("remote") and an address it dialled, or ours ("local").
 
-    Created by the stack alone, with `passive` or `active`. Every verb is synchronous; none raises for what the peer
-    does.
+    Created by the stack alone, with `passive` or `active`. No verb waits, none raises for what the peer does.
 
     `sink` and `owner` are the owner's to set: without a sink in-order bytes are queued for `receive`; `owner` is
     opaque here, the driver dispatches events to it.
@@ -203,8 +202,7 @@ class TcpConnection(TransmissionControlBlock):
         return room
 
     def preferred_read(self) -> int:
-        """How much to read at once for `send`: whole segments, at most about 64 KiB; 0 means that `Writable` will be
-        raised."""
+        """How much to read at once for `send`: whole segments, about 64 KiB at most; 0: `Writable` will be raised."""
         room = self.send_room()
         mss = self.snd.mss
         if room >= mss:
@@ -311,8 +309,7 @@ class TcpConnection(TransmissionControlBlock):
 
     def ack_at_once(self) -> None:
         self.rcv.ack_now = True
-        if not self.dirty:
-            self.touch()
+        self.touch()
 
     def challenge(self, now: float) -> None:
         """A challenge ACK, at a limited rate (RFC 5961 sections 3.2, 4.2, 5.2 and 7)."""

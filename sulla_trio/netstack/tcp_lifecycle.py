@@ -126,6 +126,6 @@ def end(c: TcpConnection, trigger: Trigger, reason: str | None, *, reset: bool =
 def forget(c: TcpConnection, trigger: Trigger) -> None:
     """CLOSED: no timer runs, nothing is queued for sending, the stack does not know it any more."""
     c.snd.discard()
-    c.delack_at = c.life_at = NEVER
+    c.delack_at = c.life_at = c.armed_at = NEVER
     transition(c, trigger)
     c.host.forget(c)

@@ -18,5 +18,12 @@ def test_the_union_has_every_event() -> None:
 
 
 def test_an_event_about_a_connection_carries_it() -> None:
-    for kind in (events.Connected, events.Readable, events.PeerClosed, events.Writable, events.SinkClosed, events.Closed):
+    for kind in (
+        events.Connected,
+        events.Readable,
+        events.PeerClosed,
+        events.Writable,
+        events.SinkClosed,
+        events.Closed,
+    ):
         assert kind._fields[0] == "connection"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ def test_ranges_are_sorted_disjoint_and_apart(steps: list[tuple[str, tuple[int, 
     found = list(ranges)
     assert len(ranges) == len(found)
     assert all(start < stop for start, stop in found)
-    assert all(left[1] < right[0] for left, right in zip(found, found[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in pairwise(found))
 
 
 @given(STEPS, EDGES)

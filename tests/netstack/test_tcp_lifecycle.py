@@ -304,7 +304,7 @@ def test_send_after_shutdown_is_our_own_fault() -> None:
 
 
 def test_time_wait_answers_a_repeated_fin_and_lasts_longer() -> None:
-    peer = peers.time_wait(options=TcpOptions(time_wait=10))
+    peer = peers.time_wait(options=TcpOptions(time_wait=10.0))
     peer.wait(6)
     peer.send(FIN | ACK, seq=1)
     peer.expect(ACK, ack=2)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from sulla_trio.errors import LocalError
 from sulla_trio.netstack.tcp_state import ENDINGS, FIGURE_5, SYNCHRONIZED, TRANSITIONS, State, Trigger, next_state
 
+ROOT = Path(__file__).resolve().parents[2]
 FIGURE = """
 CLOSED       | passive OPEN   | LISTEN
 CLOSED       | active OPEN    | SYN-SENT
@@ -56,3 +61,8 @@ def test_a_missing_arrow_is_our_own_fault() -> None:
 def test_synchronized_states() -> None:
     assert len(SYNCHRONIZED) == 7
     assert State.SYN_RECEIVED not in SYNCHRONIZED
+
+
+def test_the_page_in_the_docs_is_current() -> None:
+    done = subprocess.run([sys.executable, ROOT / "tools" / "tcp_diagram", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -34,6 +34,7 @@ class Peer:
         self.timestamps: tuple[int, int] | None = None
         self.sent: list[tcp.Segment] = []
         self.payloads: list[bytes] = []
+        self.sent_at: list[float] = []
         self.events: list[Any] = []
         self._connection: TcpConnection | None = None
 
@@ -78,7 +79,11 @@ class Peer:
         )
         datagram = header + data
         frame = bytearray(
-            GATEWAY_MAC + GUEST_MAC + b"\x08\0" + ipv4.emit(GUEST_IP, GATEWAY_IP, inet.IPPROTO_TCP, len(datagram)) + datagram
+            GATEWAY_MAC
+            + GUEST_MAC
+            + b"\x08\0"
+            + ipv4.emit(GUEST_IP, GATEWAY_IP, inet.IPPROTO_TCP, len(datagram))
+            + datagram
         )
         self.seq = max(self.seq, seq + len(data) + (flags & tcp.SYN != 0) + (flags & tcp.FIN))
         self.stack.receive(memoryview(frame), 0, self.now)
@@ -86,6 +91,7 @@ class Peer:
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with every timer at its moment. What is sent meanwhile waits for `expect`."""
+        self._collect()
         end = self.now + seconds
         while (at := self.stack.poll_at() or inf) <= end:
             self.now = max(self.now, at)
@@ -103,6 +109,7 @@ class Peer:
             assert (ip.source, ip.destination, ip.total_length) == (GATEWAY_IP, GUEST_IP, len(frame) - 14)
             segment = tcp.parse(frame, 34, len(frame), GATEWAY_IP, GUEST_IP)
             self.sent.append(segment)
+            self.sent_at.append(self.now)
             self.payloads.append(frame[segment.payload_offset :])
         while (event := self.stack.next_event()) is not None:
             self.events.append(event)
@@ -128,6 +135,15 @@ class Peer:
         if not segment.flags & tcp.RST and relative < 1 << 31:
             self.ack = max(self.ack, end)
         return segment
+
+    def times(self, seconds: float) -> list[float]:
+        """When, in the next `seconds` and counted from now, the stack sends a segment; they are not kept."""
+        self._collect()
+        start, before = self.now, len(self.sent_at)
+        self.wait(seconds)
+        count = len(self.sent_at) - before
+        del self.sent[len(self.sent) - count :], self.payloads[len(self.payloads) - count :]
+        return [round(at - start, 6) for at in self.sent_at[before:]]
 
     def expect_nothing(self) -> None:
         self._collect()
@@ -165,19 +181,19 @@ class CollectingSink:
 # One constructor per state.
 
 
-def listening(options: bytes = b"", **arguments: Any) -> Peer:
+def listening(offer: bytes = b"", **arguments: Any) -> Peer:
     """The stack has had our SYN: SYN-RECEIVED, its SYN-ACK not yet looked at."""
     peer = Peer(**arguments)
-    peer.send(tcp.SYN, seq=0, options=options)
+    peer.send(tcp.SYN, seq=0, options=offer)
     return peer
 
 
-def established(options: bytes = b"", **arguments: Any) -> Peer:
+def established(offer: bytes = b"", **arguments: Any) -> Peer:
     """Opened by the peer; every event and segment of the handshake consumed."""
-    peer = listening(options or tcp.emit_options(mss=1460), **arguments)
+    peer = listening(offer or tcp.emit_options(mss=1460), **arguments)
     answer = peer.expect(tcp.SYN | tcp.ACK, seq=0, ack=1)
     if answer.ts_value is not None:
-        peer.timestamps = (1, answer.ts_value)
+        peer.timestamps = (1000, answer.ts_value)
     peer.send()
     peer._collect()
     peer.events.clear()

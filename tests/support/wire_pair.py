@@ -45,7 +45,7 @@ class WirePair:
     buffer is.
     """
 
-    def __init__(self, left: StackVerbs, right: StackVerbs, profile: Profile = Profile(), seed: int = 0) -> None:  # noqa: B008
+    def __init__(self, left: StackVerbs, right: StackVerbs, profile: Profile = Profile(), seed: int = 0) -> None:
         self.left, self.right, self.profile = left, right, profile
         self.now = 1000.0
         self.random = random.Random(seed)

@@ -12,8 +12,8 @@ from sulla_trio.errors import BadPacket
 from sulla_trio.wire import icmp, ipv4
 
 TABLE = [
-    ("0800a3fd12340001 40ca", icmp.Icmp(icmp.ECHO_REQUEST, 0, 0x12340001, 8), "ICMP echo request, id 4660, seq 1"),
-    ("0000 abfd 12340001 40ca", icmp.Icmp(icmp.ECHO_REPLY, 0, 0x12340001, 8), "ICMP echo reply, id 4660, seq 1"),
+    ("0800a50012340001 40ca", icmp.Icmp(icmp.ECHO_REQUEST, 0, 0x12340001, 8), "ICMP echo request, id 4660, seq 1"),
+    ("0000 ad00 12340001 40ca", icmp.Icmp(icmp.ECHO_REPLY, 0, 0x12340001, 8), "ICMP echo reply, id 4660, seq 1"),
     ("0303 fcfc 00000000", icmp.Icmp(icmp.UNREACHABLE, icmp.UNREACHABLE_PORT, 0, 8), "ICMP type 3 code 3"),
 ]
 
