@@ -116,7 +116,9 @@ def network_config(subnet: str = DEFAULT_SUBNET, mtu: int = DEFAULT_MTU) -> Netw
             raise ValueError(subnet)
         network = ipaddress.ip_network(subnet, strict=False)
     except ValueError:
-        raise ConfigError(f"validating subnet: invalid CIDR address: {subnet} (want for example {DEFAULT_SUBNET})") from None
+        raise ConfigError(
+            f"validating subnet: invalid CIDR address: {subnet} (want for example {DEFAULT_SUBNET})"
+        ) from None
     if not isinstance(network, ipaddress.IPv4Network):
         raise ConfigError(f"validating subnet: {subnet} is IPv6; only IPv4 subnets are supported")
     if network.prefixlen > 29:

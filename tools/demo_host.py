@@ -298,7 +298,7 @@ def run(size: int, mtu: int, directory: str, report: Report) -> None:
     finally:
         host.close()
     report.failed += status != 0
-    if status not in (0, 1):
+    if status not in (0, 1) or host.watcher is None:
         print(f"FAILED  sulla run ended with status {status}")
 
 

@@ -119,50 +119,66 @@ class ApiClient:
     @asynccontextmanager
     async def events(
         self, *, since: int | None = None, types: tuple[str, ...] = ()
-    ) -> AsyncGenerator[AsyncGenerator[dict[str, Any], None], None]:
-        """The events as they come, from the one after `since` where given. The generator ends when host-switch does.
+    ) -> AsyncGenerator[EventIterator, None]:
+        """The events as they come, from the one after `since` where given, until host-switch ends.
 
         Use it as ``async with client.events() as events: async for event in events``.
         """
         import trio_websocket
 
-        query = {"since": since, "types": ",".join(types) or None}
-        text = urlencode({name: value for name, value in query.items() if value is not None})
         stream = await connect(self.location)
         try:
             async with trio.open_nursery() as nursery:
-                try:
-                    with trio.fail_after(REQUEST_TIMEOUT):
-                        websocket = await trio_websocket.wrap_client_stream(
-                            nursery,
-                            stream,
-                            _host(self.location),
-                            "/events" + (f"?{text}" if text else ""),
-                            extra_headers=[(k.encode(), v.encode()) for k, v in _authorization(self.location)],
-                            max_message_size=1 << 20,
-                        )
-                except trio_websocket.ConnectionRejected as error:
-                    refusal = (error.body or b"").decode("utf-8", "replace").strip()
-                    raise ApiError(refusal or f"status {error.status_code}", error.status_code) from None
-                except (trio_websocket.HandshakeError, trio.BrokenResourceError, trio.TooSlowError):
-                    raise ApiError(f"{self.location.url} did not open a stream of events") from None
-                yield _messages(websocket)
+                with trio.fail_after(REQUEST_TIMEOUT):
+                    websocket = await trio_websocket.wrap_client_stream(
+                        nursery,
+                        stream,
+                        _host(self.location),
+                        _events_path(since, types),
+                        extra_headers=[
+                            (name.encode(), value.encode()) for name, value in _authorization(self.location)
+                        ],
+                        max_message_size=1 << 20,
+                    )
+                yield EventIterator(websocket)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _single(group) from None
+            # trio-websocket raises a refusal in its reader task, whose group also holds the handshake's own failure.
+            refused, _ = group.split(trio_websocket.ConnectionRejected)
+            error = _single(refused or group)
+            if isinstance(error, trio_websocket.ConnectionRejected):
+                text = (error.body or b"").decode("utf-8", "replace").strip()
+                raise ApiError(text or f"status {error.status_code}", error.status_code) from None
+            if isinstance(error, (trio_websocket.HandshakeError, trio.TooSlowError)):
+                raise ApiError(f"{self.location.url} did not open a stream of events") from None
+            raise error from None
         finally:
             await trio.aclose_forcefully(stream)
 
 
-async def _messages(websocket: Any) -> AsyncGenerator[dict[str, Any], None]:
-    from trio_websocket import ConnectionClosed
+class EventIterator:
+    """Events of one websocket; ends when it does."""
 
-    while True:
+    def __init__(self, websocket: Any) -> None:
+        self._websocket = websocket
+
+    def __aiter__(self) -> EventIterator:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        from trio_websocket import ConnectionClosed
+
         try:
-            message = await websocket.get_message()
+            event: dict[str, Any] = json.loads(await self._websocket.get_message())
         except ConnectionClosed:
-            return
-        yield json.loads(message)
+            raise StopAsyncIteration from None
+        return event
+
+
+def _events_path(since: int | None, types: tuple[str, ...]) -> str:
+    query = {"since": since, "types": ",".join(types) or None}
+    text = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"/events?{text}" if text else "/events"
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:

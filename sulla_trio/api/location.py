@@ -6,6 +6,7 @@ Source: DESIGN section 5. Reading the environment is the command line's business
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +28,35 @@ class ApiLocation:
 
 
 def runtime_directory() -> Path:
-    """The per-user directory of sockets and api files."""
+    """The per-user directory of sockets and api files; it need not exist."""
+    import warnings
+
     import platformdirs
 
-    return Path(platformdirs.user_runtime_dir("sulla", appauthor=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without XDG_RUNTIME_DIR it is a directory of /tmp: see `make_private`
+        return Path(platformdirs.user_runtime_dir("sulla", appauthor=False))
+
+
+def make_private(directory: Path) -> None:
+    """Make `directory` for its owner alone, if it does not exist.
+
+    Raises:
+        ConfigError: it is somebody else's, or others may write there: who does could put their socket in place of ours.
+        OSError: it cannot be made.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(directory):
+        raise ConfigError(f"{directory} is not yours alone; remove it, or set XDG_RUNTIME_DIR")
+
+
+def is_private(directory: Path) -> bool:
+    """Whether only this user can put files into `directory` (always so on Windows, where it is in the user's profile)."""
+    try:
+        status = directory.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return os.name != "posix" or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 def default_listen(pid: int | None = None, directory: Path | None = None) -> str:
@@ -82,6 +108,8 @@ def find_api(given: str | None, environment: Mapping[str, str], directory: Path 
 
 
 def _advertised(directory: Path) -> list[ApiLocation]:
+    if not is_private(directory):
+        return []
     sockets = [ApiLocation(f"unix://{path}") for path in sorted(directory.glob("host-switch*.sock"))]
     return sockets + _api_files(directory)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from sulla_trio.api.access import LOCAL_HOSTS, Access
-from sulla_trio.api.location import runtime_directory
+from sulla_trio.api.location import make_private, runtime_directory
 from sulla_trio.config import NetworkConfig
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import endpoint as endpoints
@@ -134,7 +134,7 @@ async def _open(
         raise ConfigError(f"cannot serve the API on {text}: want unix:///path or tcp://host:port")
     try:
         if url.scheme == "unix":
-            Path(url.host).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_parent(Path(url.host).parent)
         listener = await endpoints.listen(url)
     except OSError as error:
         raise ConfigError(f"cannot serve the API on {text}: {(error.strerror or str(error)).lower()}") from None
@@ -153,6 +153,13 @@ async def _open(
     return listener, access
 
 
+def _make_parent(directory: Path) -> None:
+    if directory == runtime_directory():
+        make_private(directory)
+    else:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def write_api_file(directory: Path, url: str, token: str) -> Path:
     """Where a TCP API is and its token, for the owner's eyes only; `client.find_api` reads it.
 
@@ -161,7 +168,7 @@ def write_api_file(directory: Path, url: str, token: str) -> Path:
     """
     path = directory / f"api-{os.getpid()}-{url.rpartition(':')[2]}.json"
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"url": url, "token": token}, file)

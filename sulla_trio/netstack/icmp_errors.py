@@ -43,5 +43,9 @@ def may_answer(quoted: Buffer) -> bool:
         return False
     if quoted[9] == IPPROTO_ICMP:
         at = (quoted[0] & 15) * 4
-        return len(quoted) > at and quoted[at] not in _ERRORS and quoted[at] in (icmp.ECHO_REQUEST, icmp.ECHO_REPLY, 13, 14)
+        return (
+            len(quoted) > at
+            and quoted[at] not in _ERRORS
+            and quoted[at] in (icmp.ECHO_REQUEST, icmp.ECHO_REPLY, 13, 14)
+        )
     return True

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from sulla_trio.config import BROADCAST_MAC, NetworkConfig
-from sulla_trio.errors import BadPacket
+from sulla_trio.errors import BadPacket, LocalError
 from sulla_trio.netstack import events
 from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.icmp_errors import ErrorLimiter, may_answer
@@ -23,6 +23,9 @@ BROADCAST_PORT: Final = -1
 """As a port id in a frame to send: every port."""
 BROADCAST_IP: Final = b"\xff" * 4
 ANY_IP: Final = b"\0" * 4
+MAX_DATAGRAM: Final = 65_507
+"""Payload bytes of the largest UDP datagram."""
+_DHCP_SERVER_PORT: Final = 67
 _ETHERTYPE: Final = struct.Struct("!12xH")
 
 Frame = tuple[int, bytes, bytes | memoryview]
@@ -49,6 +52,9 @@ class IpLayer:
         self.counters = counters
         self._random = random
         self._own_ips = frozenset(network.virtual_ips)
+        subnet = network.subnet
+        self._nobody = self._own_ips | {subnet.network_address.packed, subnet.broadcast_address.packed}
+        """Unicast to look at, but no guest may send from them."""
         self._neighbors = NeighborCache(self._ask, counters)
         self._reassembler = Reassembler(counters)
         self._limiter = ErrorLimiter()
@@ -70,20 +76,27 @@ class IpLayer:
             else:
                 self.counters.drop("ethertype_ipv6" if ethertype == ethernet.ETHERTYPE_IPV6 else "ethertype_unknown")
         except BadPacket as error:
-            self.counters.drop(error.reason)
-            if error.reason == "tcp_checksum":
-                self.counters.tcp_checksum_errors += 1
+            self._count_bad(error)
+
+    def _count_bad(self, error: BadPacket) -> None:
+        self.counters.drop(error.reason)
+        if error.reason == "tcp_checksum":
+            self.counters.tcp_checksum_errors += 1
 
     # ARP
 
     def _receive_arp(self, packet: arp.Arp, port: int) -> None:
         counters = self.counters
-        if not _is_guest_source(packet.sender_ip) or packet.sender_ip in self._own_ips:
+        # RFC 5227: a probe asks from 0.0.0.0, teaches nothing and must be answered. RFC 1812 section 3.3.2: a group MAC is
+        # never believed.
+        probe = packet.sender_ip == ANY_IP and packet.operation == arp.REQUEST
+        if packet.sender_mac[0] & 1 or not (probe or self._is_guest_source(packet.sender_ip)):
             counters.drop("arp_sender")
             return
         if packet.operation == arp.REQUEST:
             counters.arp_requests_received += 1
-            self._neighbors.learn(packet.sender_ip, packet.sender_mac, port)
+            if not probe:
+                self._neighbors.learn(packet.sender_ip, packet.sender_mac, port)
             if packet.target_ip in self._own_ips:
                 counters.arp_replies_sent += 1
                 reply = arp.Arp(arp.REPLY, self.gateway_mac, packet.target_ip, packet.sender_mac, packet.sender_ip)
@@ -107,18 +120,17 @@ class IpLayer:
         header = ipv4.parse(frame, 14)
         source, destination = header.source, header.destination
         start, end = 14 + header.header_length, 14 + header.total_length
-        if not _is_guest_source(source):
-            if source != ANY_IP or header.protocol != inet.IPPROTO_UDP:
-                counters.drop("ipv4_source")
-                return
+        # From 0.0.0.0 comes only DHCP; the port is looked at with the rest of UDP.
+        if not self._is_guest_source(source) and (source != ANY_IP or header.protocol != inet.IPPROTO_UDP):
+            counters.drop("ipv4_source")
+            return
         if destination[0] == 127 or destination[0] == 0:
             counters.drop("ipv4_martian")
             return
         if header.ttl <= 1 and destination not in self._own_ips and destination[0] < 224:
-            if header.ttl == 0 or header.protocol != inet.IPPROTO_UDP or destination != BROADCAST_IP:
-                counters.drop("ipv4_ttl")
-                self._icmp_error(icmp.TIME_EXCEEDED, 0, 0, frame[14:end], frame, port, now)
-                return
+            counters.drop("ipv4_ttl")
+            self._icmp_error(icmp.TIME_EXCEEDED, 0, 0, frame[14:end], frame, port, now)
+            return
         if header.flags_fragment & (ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK):
             counters.ip_fragments_received += 1
             raw = bytes(frame[14:start])
@@ -143,6 +155,8 @@ class IpLayer:
         self, kind: int, code: int, rest: int, quoted: Buffer, frame: memoryview, port: int, now: float
     ) -> None:
         """Answer the packet in `frame` with an error from the gateway, if one is allowed."""
+        if frame[0] & 1:
+            return  # RFC 1122 section 3.2.2: never about a link-layer broadcast
         self.send_icmp_error(kind, code, rest, bytes(quoted[:128]), bytes(frame[26:30]), bytes(frame[6:12]), port, now)
 
     def send_icmp_error(
@@ -244,6 +258,9 @@ class IpLayer:
     def _receive_udp(self, frame: memoryview, header: ipv4.Ipv4, start: int, end: int, port: int) -> None:
         self.counters.udp_datagrams_received += 1
         segment = udp.parse(frame, start, end, header.source, header.destination)
+        if header.source == ANY_IP and segment.destination_port != _DHCP_SERVER_PORT:
+            self.counters.drop("ipv4_source")
+            return
         self._events.append(
             events.DatagramReceived(
                 header.source,
@@ -272,7 +289,13 @@ class IpLayer:
         mac: bytes | None = None,
         port: int | None = None,
     ) -> None:
-        """Send one UDP datagram (at most 65,507 bytes) to a guest; without `mac` and `port`, to where ARP says it is."""
+        """Send one UDP datagram (at most 65,507 bytes) to a guest; without `mac` and `port`, to where ARP says it is.
+
+        Raises:
+            LocalError: `payload` is longer than a datagram can be.
+        """
+        if len(payload) > MAX_DATAGRAM:
+            raise LocalError(f"a UDP datagram of {len(payload)} bytes")
         header = udp.emit(source_ip, source_port, destination_ip, destination_port, payload)
         self.counters.udp_datagrams_sent += 1
         datagram = header + payload
@@ -286,15 +309,14 @@ class IpLayer:
             if neighbor is not None:
                 self._send_ipv4(source_ip, destination_ip, inet.IPPROTO_UDP, datagram, *neighbor, ttl, tos)
 
-        self._neighbors.resolve(destination_ip, send, now)
+        self._neighbors.resolve(destination_ip, send, now, len(datagram))
 
     # TCP
 
     def _receive_tcp(self, frame: memoryview, header: ipv4.Ipv4, start: int, end: int, port: int, now: float) -> None:
         raise NotImplementedError
 
-
-def _is_guest_source(address: bytes) -> bool:
-    """Whether a guest may have `address`: unicast, not loopback, not 0/8."""
-    first = address[0]
-    return 0 < first < 224 and first != 127
+    def _is_guest_source(self, address: bytes) -> bool:
+        """Whether a guest may have `address`: unicast, not loopback, not 0/8, not ours (RFC 1122 section 3.2.1.3)."""
+        first = address[0]
+        return 0 < first < 224 and first != 127 and address not in self._nobody

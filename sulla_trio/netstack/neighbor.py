@@ -12,8 +12,12 @@ CACHE_LIMIT: Final = 512
 """Addresses remembered; the longest unused goes (gvproxy's number)."""
 UNRESOLVED_LIMIT: Final = 256
 """Addresses asked for at one time."""
-PENDING_LIMIT: Final = 16
-"""Packets that wait for one address; the newest are dropped."""
+PENDING_LIMIT: Final = 256
+"""Packets that wait for one address; the newest are dropped (gvproxy's number: as many connections may open at once)."""
+PENDING_TOTAL: Final = 1024
+"""Packets that wait for any address."""
+PENDING_BYTES: Final = 1 << 20
+"""Bytes of all packets that wait: 16 of the largest datagrams."""
 RETRY: Final = 1.0
 TRIES: Final = 3
 
@@ -31,7 +35,8 @@ class _Unresolved:
     def __init__(self, deadline: float) -> None:
         self.tries = 1
         self.deadline = deadline
-        self.pending: list[Callable[[Neighbor | None], None]] = []
+        self.pending: list[tuple[Callable[[Neighbor | None], None], int]] = []
+        """What to call, and the bytes it holds."""
 
 
 class NeighborCache:
@@ -42,9 +47,15 @@ class NeighborCache:
         self._counters = counters
         self._known: OrderedDict[bytes, Neighbor] = OrderedDict()
         self._unresolved: dict[bytes, _Unresolved] = {}
+        self._waiting = self._waiting_bytes = 0
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Packets that wait, and their bytes."""
+        return self._waiting, self._waiting_bytes
 
     def get(self, address: bytes) -> Neighbor | None:
         """What is known now."""
@@ -60,11 +71,13 @@ class NeighborCache:
                 known.popitem(last=False)
         waiting = self._unresolved.pop(address, None)
         if waiting is not None:
-            for send in waiting.pending:
-                send(neighbor)
+            self._answer(waiting, neighbor)
 
-    def resolve(self, address: bytes, then: Callable[[Neighbor | None], None], now: float) -> None:
-        """Call `then` with the neighbor: at once, when ARP answers, or with None after three requests without an answer."""
+    def resolve(self, address: bytes, then: Callable[[Neighbor | None], None], now: float, size: int = 0) -> None:
+        """Call `then` with the neighbor: at once, when ARP answers, or with None after three requests without an answer.
+
+        `then` owns what it sends (`size` bytes), which is bounded: beyond it is called with None at once.
+        """
         neighbor = self._known.get(address)
         if neighbor is not None:
             self._known.move_to_end(address)
@@ -78,11 +91,24 @@ class NeighborCache:
                 return
             waiting = self._unresolved[address] = _Unresolved(now + RETRY)
             self._ask(address)
-        if len(waiting.pending) >= PENDING_LIMIT:
+        if (
+            len(waiting.pending) >= PENDING_LIMIT
+            or self._waiting >= PENDING_TOTAL
+            or self._waiting_bytes + size > PENDING_BYTES
+        ):
             self._counters.drop("neighbor_queue_full")
             then(None)
             return
-        waiting.pending.append(then)
+        waiting.pending.append((then, size))
+        self._waiting += 1
+        self._waiting_bytes += size
+
+    def _answer(self, waiting: _Unresolved, neighbor: Neighbor | None) -> None:
+        """Everything that waited goes, or hears that nobody is there."""
+        self._waiting -= len(waiting.pending)
+        self._waiting_bytes -= sum(size for _, size in waiting.pending)
+        for then, _ in waiting.pending:
+            then(neighbor)
 
     def port_removed(self, port: int) -> None:
         """Forget every address that was there."""
@@ -105,5 +131,4 @@ class NeighborCache:
                 continue
             del self._unresolved[address]
             self._counters.drop("neighbor_unresolved", len(waiting.pending))
-            for send in waiting.pending:
-                send(None)
+            self._answer(waiting, None)

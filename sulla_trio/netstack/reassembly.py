@@ -45,7 +45,9 @@ class Reassembler:
         """Bytes held."""
         return self._bytes
 
-    def add(self, header: Ipv4, port: int, raw_header: bytes, payload: Buffer, now: float) -> tuple[bytes, bytes] | None:
+    def add(
+        self, header: Ipv4, port: int, raw_header: bytes, payload: Buffer, now: float
+    ) -> tuple[bytes, bytes] | None:
         """Take one fragment: (IP header of the first fragment, whole payload) once complete, else None. Drops are counted."""
         self.handle_timer(now)
         key = (header.source, header.destination, header.protocol, header.identification, port)

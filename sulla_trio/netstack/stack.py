@@ -11,24 +11,31 @@ import struct
 from collections import OrderedDict
 from hashlib import blake2b
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from sulla_trio.config import NetworkConfig
-from sulla_trio.errors import LocalError
+from sulla_trio.errors import BadPacket, LocalError
 from sulla_trio.netstack import events
 from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.credit import CreditBudget
 from sulla_trio.netstack.ip import BROADCAST_PORT, Frame, IpLayer, RandomSource
 from sulla_trio.netstack.neighbor import Neighbor
 from sulla_trio.netstack.pending import PendingRequests
+from sulla_trio.netstack.statistics import statistics
 from sulla_trio.netstack.tcp import TcpConnection
 from sulla_trio.netstack.tcp_options import TcpOptions
-from sulla_trio.wire import icmp, inet, ipv4, tcp
+from sulla_trio.wire import ethernet, icmp, inet, ipv4, tcp
 
 __all__ = ["BROADCAST_PORT", "Frame", "RandomSource", "Stack"]
 
 EPHEMERAL_PORTS: Final = (16_000, 65_536)
 """Local ports of connections to guests (gvproxy's range)."""
+_TCP_OFFSET: Final = 34
+"""Of TCP in a frame whose IP header has no options."""
+_FRAME_MIN: Final = 54
+_unpack_frame: Final = struct.Struct("!12xHBxH2xHBB2x12s").unpack_from
+"""EtherType, version and IHL, total length, flags and fragment offset, TTL, protocol, key of the connection."""
+_FRAGMENT: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
 
 class Stack(IpLayer):
@@ -62,7 +69,43 @@ class Stack(IpLayer):
         """Connection requests that nobody has answered yet."""
         return len(self._pending)
 
-    # The verbs (receive is the IpLayer's)
+    # The verbs
+
+    def receive(self, frame: memoryview, port: int, now: float) -> None:
+        """Take one frame (at least 14 bytes) from the switch. Its bytes are not used after the return. Never raises: what does
+        not parse is counted.
+
+        What most frames are is checked here in line: TCP of a known connection, IPv4 without options, whole. A key in the
+        table says that the addresses were found good when its connection began. All else is the `IpLayer`'s.
+        """
+        if len(frame) >= _FRAME_MIN:
+            ethertype, first, total, flags_fragment, ttl, protocol, key = _unpack_frame(frame)
+            connection = self.connections.get(key)
+            if (
+                connection is not None
+                and protocol == inet.IPPROTO_TCP
+                and first == 0x45
+                and ethertype == ethernet.ETHERTYPE_IPV4
+                and not flags_fragment & _FRAGMENT
+                and ttl > 1
+                and 40 <= total <= len(frame) - 14
+                and not int.from_bytes(frame[14:_TCP_OFFSET], "big") % 65_535
+            ):
+                counters = self.counters
+                counters.ip_datagrams_received += 1
+                try:
+                    segment = tcp.parse(frame, _TCP_OFFSET, 14 + total, key[:4], key[4:8])
+                except BadPacket as error:
+                    self._count_bad(error)
+                    return
+                counters.tcp_segments_received += 1
+                self._now = now
+                if not segment.flags & tcp.SYN:
+                    connection.segment_received(segment, frame, now)
+                else:
+                    self._segment(key, segment, frame, ipv4.parse(frame, 14), _TCP_OFFSET, port, now)
+                return
+        super().receive(frame, port, now)
 
     def frames_to_send(self, now: float) -> list[Frame]:
         """What is due: (egress port or `BROADCAST_PORT`, headers, payload). Frame and list are the caller's."""
@@ -101,6 +144,10 @@ class Stack(IpLayer):
     def next_event(self) -> events.Event | None:
         """The oldest event nobody has taken; None: all are."""
         return self._events.popleft() if self._events else None
+
+    def statistics(self) -> dict[str, Any]:
+        """The counters as gvproxy's ``/stats`` has them (specs/gvproxy.md section 2.1)."""
+        return statistics(self.counters)
 
     # The host of connections
 
@@ -143,6 +190,11 @@ class Stack(IpLayer):
         segment = tcp.parse(frame, start, end, header.source, header.destination)
         self.counters.tcp_segments_received += 1
         key = bytes(frame[26:34]) + bytes(frame[start : start + 4])
+        self._segment(key, segment, frame, header, start, port, now)
+
+    def _segment(
+        self, key: bytes, segment: tcp.Segment, frame: memoryview, header: ipv4.Ipv4, start: int, port: int, now: float
+    ) -> None:
         connection = self.connections.get(key)
         if connection is not None:
             if segment.flags & tcp.SYN and connection.reopens(segment):
@@ -163,7 +215,7 @@ class Stack(IpLayer):
             if pending is not None:
                 self._cancel(key)
             return
-        if header.destination[0] >= 224:
+        if header.destination[0] >= 224 or frame[0] & 1:  # RFC 1122 section 4.2.3.10
             self.counters.drop("tcp_group")
             return
         if not flags & tcp.SYN or flags & tcp.ACK:

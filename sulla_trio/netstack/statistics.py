@@ -41,7 +41,8 @@ _TCP: Final = (
     " ForwardMaxInFlightDrop"
 )
 _UDP: Final = (
-    "PacketsReceived UnknownPortErrors ReceiveBufferErrors MalformedPacketsReceived PacketsSent PacketSendErrors ChecksumErrors"
+    "PacketsReceived UnknownPortErrors ReceiveBufferErrors MalformedPacketsReceived PacketsSent PacketSendErrors"
+    " ChecksumErrors"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Final
 
 from sulla_trio.netstack.counters import Counters
@@ -10,7 +11,8 @@ from sulla_trio.wire.inet import Buffer
 CAM_LIMIT: Final = 4096
 """MACs remembered: far more than a VM with containers shows, and 400 KB at most under a flood of forged ones."""
 BROADCAST: Final = b"\xff" * 6
-_CONTROL: Final = b"\x88\xb5"
+_CONTROL: Final = 0x88B5
+_unpack: Final = Struct("!6s6sH").unpack_from
 NONE: Final[tuple[int, ...]] = ()
 
 
@@ -43,14 +45,17 @@ class Switch:
         self._cam = {mac: at for mac, at in self._cam.items() if at != port}
 
     def ingress(self, port: int, frame: Buffer) -> tuple[bool, tuple[int, ...]]:
-        """Learn from `frame` (at least 14 bytes), which came in by `port`: (is it for the gateway, the other ports it goes to)."""
-        destination, source = bytes(frame[:6]), bytes(frame[6:12])
+        """Learn from `frame` (at least 14 bytes), which came in by `port`: (is it for the gateway, the other ports it goes to).
+
+        Link negotiation (EtherType 0x88B5) never goes to another port; what is addressed to the gateway the stack drops.
+        """
+        destination, source, ethertype = _unpack(frame)
         cam = self._cam
         if cam.get(source) != port and not self._learn(source, port):
             return False, NONE
         if destination == self._gateway_mac:
             return True, NONE
-        if frame[12:14] == _CONTROL:
+        if ethertype == _CONTROL:
             self._counters.drop("switch_control")
             return False, NONE
         if destination == BROADCAST:
@@ -62,7 +67,10 @@ class Switch:
         return False, (at,)
 
     def _learn(self, source: bytes, port: int) -> bool:
-        """False: a source that no guest may have."""
+        """False: a source that no guest may have, or a port that is gone."""
+        if port not in self._ports:
+            self._counters.drop("switch_port_gone")
+            return False
         if source == self._gateway_mac:
             self._counters.drop("switch_spoofed_gateway")
             return False

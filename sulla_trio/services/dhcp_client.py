@@ -7,7 +7,6 @@ from enum import Enum
 from math import inf
 from typing import Final, NamedTuple, Protocol
 
-from sulla_trio.config import format_ip
 from sulla_trio.errors import BadPacket
 from sulla_trio.wire import dhcp
 
@@ -239,14 +238,6 @@ def read_lease(message: dhcp.Dhcp) -> LeaseAcquired | None:
         int.from_bytes(lease_time, "big") if len(lease_time) == 4 else 3600,
         server,
     )
-
-
-def resolv_conf(lease: LeaseAcquired) -> str:
-    """The text of a resolv.conf for `lease`."""
-    lines = [f"nameserver {format_ip(server)}" for server in lease.dns]
-    if lease.search:
-        lines.append("search " + " ".join(lease.search))
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _seconds(message: dhcp.Dhcp, option: int, default: float) -> float:

@@ -128,7 +128,7 @@ def emit(
     """The header with `options` (a multiple of 4 bytes) and the checksum over it and `payload`, which is not included."""
     header_length = HEADER_LENGTH + len(options)
     offset = header_length << 2  # words in the high four bits
-    # The sum of the fields is the sum of the header's words: 2**16 is 1 modulo 65535, and so are the parts of seq and ack.
+    # 2**16 is 1 modulo 65535, so the fields may be added whole instead of word by word.
     total = source_port + destination_port + seq + ack + (offset << 8) + flags + window + urgent
     total += int.from_bytes(source_ip + destination_ip, "big") + IPPROTO_TCP + header_length + len(payload)
     if payload:

@@ -70,11 +70,11 @@ def test_refused(body: bytes, text: str) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_any_bytes_decode_or_are_refused_with_a_text(body: bytes) -> None:
+def test_any_bytes_decode_or_are_refused(body: bytes) -> None:
     try:
         fields = decode(body)
-    except GoJsonError as error:
-        assert str(error)
+    except GoJsonError:
+        pass  # and nothing else
     else:
         assert [value.encode() for value in fields.values()]
 

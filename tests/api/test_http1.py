@@ -95,9 +95,7 @@ async def test_half_closed_client_gets_its_answer() -> None:
     assert len(network.forwards.all()) == 1
 
 
-@pytest.mark.parametrize(
-    "prefix", [b"", b"G", b"GET / HTTP/1.1\r\n", request_bytes("POST", EXPOSE, b"x" * 50)[:-20]]
-)
+@pytest.mark.parametrize("prefix", [b"", b"G", b"GET / HTTP/1.1\r\n", request_bytes("POST", EXPOSE, b"x" * 50)[:-20]])
 async def test_request_must_arrive_within_ten_seconds(prefix: bytes, autojump_clock: Any) -> None:
     async with served(host_app(FakeNetwork())) as api:
         stream = await api.connect()

@@ -49,7 +49,9 @@ def test_the_only_one_alive(tmp_path: Path, listening) -> None:
 
 def test_several_are_listed(tmp_path: Path, listening) -> None:
     urls = [listening("host-switch.sock"), listening("host-switch-2.sock")]
-    with pytest.raises(ConfigError, match="2 host-switches are running; choose one with --api URL or SULLA_API") as caught:
+    with pytest.raises(
+        ConfigError, match="2 host-switches are running; choose one with --api URL or SULLA_API"
+    ) as caught:
         find_api(None, {}, tmp_path)
     assert all(url in str(caught.value) for url in urls)
 
@@ -65,9 +67,11 @@ def test_none_names_the_directory_and_the_way_out(tmp_path: Path) -> None:
         find_api(None, {}, tmp_path / "missing")
 
 
-@pytest.mark.parametrize("text", ["", "host-switch.sock", "/run/x", "http://x", "tcp://x", "tcp://:1", "tcp://x:y", "unix://a/b"])
+@pytest.mark.parametrize(
+    "text", ["", "host-switch.sock", "/run/x", "http://x", "tcp://x", "tcp://:1", "tcp://x:y", "unix://a/b"]
+)
 def test_bad_url_names_itself_and_its_source(text: str) -> None:
-    with pytest.raises(ConfigError, match="SULLA_API: .* is not an API address") as caught:
+    with pytest.raises(ConfigError, match=r"SULLA_API: .* is not an API address") as caught:
         parse_location(text, "SULLA_API")
     assert text in str(caught.value)
 

@@ -217,7 +217,16 @@ def test_static_forward_carries_half_close() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with subprocess.Popen(
-        [*SULLA, "run", "-p", f"127.0.0.1:{port}=192.168.127.2:80", "--", "sh", "-c", "echo up; exec socat TCP-LISTEN:80,reuseaddr SYSTEM:'sort'"],
+        [
+            *SULLA,
+            "run",
+            "-p",
+            f"127.0.0.1:{port}=192.168.127.2:80",
+            "--",
+            "sh",
+            "-c",
+            "echo up; exec socat TCP-LISTEN:80,reuseaddr SYSTEM:'sort'",
+        ],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

@@ -26,7 +26,10 @@ def test_parse_endpoint(url: str, expected: tuple[str, str, int]) -> None:
     assert parse_endpoint(url)[:3] == expected
 
 
-@pytest.mark.parametrize("url", ["", "fd://", "fd://x", "unix://run/x", "tcp://1.2.3.4", "tcp://h:99999", "vsock://2", "vsock://a:1", "http://x"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "fd://", "fd://x", "unix://run/x", "tcp://1.2.3.4", "tcp://h:99999", "vsock://2", "vsock://a:1", "http://x"],
+)
 def test_bad_urls_are_one_line_that_names_them(url: str) -> None:
     with pytest.raises(ConfigError, match="invalid endpoint") as caught:
         parse_endpoint(url)

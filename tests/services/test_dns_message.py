@@ -47,13 +47,9 @@ def test_parse_agrees_with_dnslib() -> None:
         (struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b"\x40" + bytes(70), "dns_name"),
         (struct.pack("!6H", 1, 0, 1, 0, 0, 0) + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1", "dns_name"),
         (query(size=512)[:-1], "dns_record"),
-        (query(size=512) + b"", None),
     ],
 )
-def test_parse_refuses(message: bytes, reason: str | None) -> None:
-    if reason is None:
-        dns.parse(message)
-        return
+def test_parse_refuses(message: bytes, reason: str) -> None:
     with pytest.raises(BadPacket) as caught:
         dns.parse(message)
     assert caught.value.reason == reason
@@ -140,7 +136,7 @@ def test_texts() -> None:
     assert dns.rcode_text(dns.servfail(query())) == "SERVFAIL"
     assert dns.rcode_text(b"") == "?"
     weird = struct.pack("!6H", 1, 0, 1, 0, 0, 0) + b'\4a."\xff\0\0\1\0\1'
-    assert dns.question_text(weird) == "\\097"[:0] + 'a\\.\\"\\255. A'
+    assert dns.question_text(weird) == 'a\\.\\"\\255. A'
     assert dns.Question((), 1, 1).name == "."
     assert dns.question_of(b"") is None
 

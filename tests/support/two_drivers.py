@@ -25,11 +25,15 @@ HOST_ALIAS = parse_ip("192.168.127.254")
 
 def guest_config(mtu: int = 1500) -> NetworkConfig:
     """The guest's view: its own address and MAC where the gateway's would be."""
-    return replace(network_config(mtu=mtu), gateway_ip=GUEST, host_ip=parse_ip("192.168.127.253"), gateway_mac=GUEST_MAC)
+    return replace(
+        network_config(mtu=mtu), gateway_ip=GUEST, host_ip=parse_ip("192.168.127.253"), gateway_mac=GUEST_MAC
+    )
 
 
 @asynccontextmanager
-async def gateway_and_guest(mtu: int = 1500, servers: tuple[str, ...] = ()) -> AsyncIterator[tuple[VirtualNetwork, Driver]]:
+async def gateway_and_guest(
+    mtu: int = 1500, servers: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[VirtualNetwork, Driver]]:
     """A running `VirtualNetwork` and the guest's `Driver`, linked in the legacy framing with poisoned buffers."""
     network = VirtualNetwork(network_config(mtu=mtu), resolver=Resolver(servers=servers), poison=True, strict=True)
     guest = Driver(guest_config(mtu), EventLog(lambda: 0.0), FlowTable(), poison=True, strict=True)

@@ -185,7 +185,7 @@ def test_parse_search(value: str, names: tuple[str, ...]) -> None:
     + [("3f" + "61" * 63) * 4 + "00"],
 )
 def test_bad_search_lists(value: str) -> None:
-    with pytest.raises(BadPacket, match="^dhcp_search$"):
+    with pytest.raises(BadPacket, match=r"^dhcp_search$"):
         dhcp.parse_search(bytes.fromhex(value))
 
 
@@ -209,8 +209,8 @@ def test_search_round_trip(names: list[str]) -> None:
 def test_format_names_the_addresses() -> None:
     message = DISCOVER._replace(op=2, yiaddr=IP_2, giaddr=IP_1, options={53: b"\2", 50: IP_2})
     assert dhcp.format(message) == (
-        "BOOTP/DHCP, Reply from 5a:94:ef:e4:0c:ee, Offer, xid 0xdeadbeef, your 192.168.127.2, relay 192.168.127.1, wants 192.168.127.2"
+        "BOOTP/DHCP, Reply from 5a:94:ef:e4:0c:ee, Offer, xid 0xdeadbeef, "
+        "your 192.168.127.2, relay 192.168.127.1, wants 192.168.127.2"
     )
-    assert "op 9 from 0102, ?," in dhcp.format(DISCOVER._replace(op=9, chaddr=b"\1\2", hlen=2, options={})).replace(
-        ":", ""
-    )
+    odd = DISCOVER._replace(op=9, chaddr=b"\1\2", hlen=2, options={})
+    assert dhcp.format(odd) == "BOOTP/DHCP, op 9 from 01:02, ?, xid 0xdeadbeef"

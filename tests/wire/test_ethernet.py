@@ -28,7 +28,7 @@ def test_round_trip_and_scapy(destination: bytes, source: bytes, ethertype: int)
 
 @pytest.mark.parametrize("length", [0, 1, 13])
 def test_short_frames(length: int) -> None:
-    with pytest.raises(BadPacket, match="^ethernet_short$"):
+    with pytest.raises(BadPacket, match=r"^ethernet_short$"):
         ethernet.parse(bytes(length))
     assert ethernet.format(bytes(length)) == f"bad packet (ethernet_short), length {length}"
 

@@ -63,7 +63,7 @@ def test_options(options: str, changes: dict[str, object]) -> None:
 
 
 def test_a_known_segment() -> None:
-    """A SYN as Linux sends it, with the checksum put in by scapy."""
+    """A bare ACK, byte for byte, with the checksum put in by scapy."""
     wire = bytes.fromhex("9c400050000003e8000007d0501001f6")
     theirs = IP(src="192.168.127.2", dst="192.168.127.1") / TCP(
         sport=40_000, dport=80, seq=1000, ack=2000, window=502, flags="A"
@@ -96,7 +96,7 @@ def test_checksum_is_not_looked_at_when_told() -> None:
 
 
 def test_checksum_covers_the_addresses() -> None:
-    with pytest.raises(BadPacket, match="^tcp_checksum$"):
+    with pytest.raises(BadPacket, match=r"^tcp_checksum$"):
         tcp.parse(segment(), 0, 20, A, bytes((192, 168, 127, 3)))
 
 
