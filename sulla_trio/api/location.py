@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,23 +112,46 @@ def _advertised(directory: Path) -> list[ApiLocation]:
     if not is_private(directory):
         return []
     sockets = [ApiLocation(f"unix://{path}") for path in sorted(directory.glob("host-switch*.sock"))]
-    return sockets + _api_files(directory)
+    return sockets + [location for _, location in _api_files(directory)]
 
 
-def _api_files(directory: Path) -> list[ApiLocation]:
+def _api_files(directory: Path) -> list[tuple[Path, ApiLocation]]:
     found = []
     for path in sorted(directory.glob("api*.json")):
         try:
             content = json.loads(path.read_text())
-            found.append(ApiLocation(str(content["url"]), str(content["token"])))
+            found.append((path, ApiLocation(str(content["url"]), str(content["token"]))))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # half written, or not ours
     return found
 
 
+def sweep(directory: Path) -> None:
+    """Remove what processes that were killed left in `directory`: sockets and api files of a dead pid that answer nobody."""
+    left = [ApiLocation(f"unix://{path}") for path in directory.glob("host-switch-*.sock")]
+    paths = {location: Path(urlsplit(location.url).path) for location in left}
+    paths |= {location: path for path, location in _api_files(directory)}
+    for location, path in paths.items():
+        pid = re.fullmatch(r"(?:host-switch|api)-([0-9]{1,9})[-.].*", path.name)
+        if pid and not _is_alive(int(pid[1])) and not _answers(location):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # there a signal of 0 would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _with_token(location: ApiLocation, directory: Path) -> ApiLocation:
     if location.token is None and location.url.startswith("tcp:"):
-        for known in _api_files(directory):
+        for _, known in _api_files(directory):
             if known.url == location.url:
                 return known
     return location

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from sulla_trio.api.access import LOCAL_HOSTS, Access
-from sulla_trio.api.location import make_private, runtime_directory
+from sulla_trio.api.location import make_private, runtime_directory, sweep
 from sulla_trio.config import NetworkConfig
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import endpoint as endpoints
@@ -156,6 +156,7 @@ async def _open(
 def _make_parent(directory: Path) -> None:
     if directory == runtime_directory():
         make_private(directory)
+        sweep(directory)
     else:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 

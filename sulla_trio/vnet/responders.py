@@ -42,7 +42,7 @@ class DhcpResponder:
         except BadPacket as error:
             driver.stack.counters.drop(error.reason)
             return
-        reply = self._server.handle(request, event.source_ip, now)
+        reply = self._server.handle(request, event.source_ip, now, source_port=event.source_port)
         if reply is None:
             return
         broadcast = reply.destination_ip == BROADCAST_IP

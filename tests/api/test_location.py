@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from sulla_trio.api.location import ApiLocation, default_listen, find_api, parse_location, runtime_directory
+from sulla_trio.api.location import (
+    ApiLocation,
+    default_listen,
+    find_api,
+    is_private,
+    make_private,
+    parse_location,
+    runtime_directory,
+    sweep,
+)
 from sulla_trio.errors import ConfigError
 
 
@@ -74,6 +85,35 @@ def test_bad_url_names_itself_and_its_source(text: str) -> None:
     with pytest.raises(ConfigError, match=r"SULLA_API: .* is not an API address") as caught:
         parse_location(text, "SULLA_API")
     assert text in str(caught.value)
+
+
+def test_sweep_removes_what_the_dead_left(tmp_path: Path, listening) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone = process.pid
+    dead(tmp_path, f"host-switch-{gone}.sock")
+    dead(tmp_path, "host-switch.sock")  # no pid: its successor replaces it
+    dead(tmp_path, f"host-switch-{os.getpid()}.sock")  # alive, not listening yet
+    (tmp_path / f"api-{gone}-1.json").write_text(json.dumps({"url": "tcp://127.0.0.1:notaport", "token": "t"}))
+    (tmp_path / f"api-{gone}-2.json").write_text("not ours")
+    listening(f"host-switch-{gone}.x.sock")
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "host-switch.sock", f"host-switch-{os.getpid()}.sock", f"api-{gone}-2.json", f"host-switch-{gone}.x.sock",
+    }  # fmt: skip
+
+
+def test_directory_of_others_is_refused(tmp_path: Path, listening) -> None:
+    listening("host-switch.sock")
+    make_private(tmp_path / "new")
+    assert is_private(tmp_path / "new")
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="is not yours alone"):
+        make_private(tmp_path)
+    with pytest.raises(ConfigError, match="no host-switch is running"):
+        find_api(None, {}, tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    assert not is_private(tmp_path / "link")
 
 
 def test_names() -> None:

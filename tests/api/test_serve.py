@@ -20,8 +20,10 @@ from sulla_trio.api import serve
 from sulla_trio.api.client import ApiClient, ApiError
 from sulla_trio.api.location import ApiLocation, find_api
 from sulla_trio.errors import ConfigError
+from sulla_trio.vnet.sockets import connect_tcp
 from tests.support.fake_network import FakeNetwork
 from tests.support.raw_http import read_answer, request_bytes
+from tests.support.two_drivers import GATEWAY, gateway_and_guest
 
 
 @asynccontextmanager
@@ -69,6 +71,24 @@ async def test_guest_api_is_served_beside_it(tmp_path: Path) -> None:
         await ours.send_all(request_bytes("POST", "/services/forwarder/expose", body))
         assert (await read_answer(ours)).status == 200
     assert [entry.remote for entry in network.forwards.all()] == ["192.168.127.2:1"]
+
+
+async def test_guest_reaches_it_through_the_stack() -> None:
+    async with gateway_and_guest() as (network, guest), trio.open_nursery() as nursery:
+        await nursery.start(serve.serve_apis, network, ())
+        for path, status in (("/services/forwarder/all", 200), ("/stats", 404)):
+            stream = await connect_tcp(guest, GATEWAY, serve.GUEST_PORT)
+            await stream.send_all(request_bytes("GET", path))
+            assert (await read_answer(stream)).status == status
+            await stream.aclose()
+        body = b'{"local":"127.0.0.1:0","remote":":22"}'
+        stream = await connect_tcp(guest, GATEWAY, serve.GUEST_PORT)
+        await stream.send_all(request_bytes("POST", "/services/forwarder/expose", body, Connection="close"))
+        assert (await read_answer(stream)).status == 200
+        assert await stream.receive_some() == b""
+        (entry,) = network.forwards.all()
+        assert (entry.remote.endswith(":22"), entry.source) == (True, "guest")
+        nursery.cancel_scope.cancel()
 
 
 async def test_tcp_needs_the_token_of_the_api_file(runtime: Path) -> None:

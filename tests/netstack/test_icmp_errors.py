@@ -60,6 +60,6 @@ def test_of_icmp_only_queries(kind: int, may: bool) -> None:
 def test_the_rate() -> None:
     limiter = ErrorLimiter()
     assert [limiter.take(50.0) for _ in range(int(BURST) + 1)] == [True] * int(BURST) + [False]
-    assert limiter.take(50.0 + 1 / RATE)
-    assert not limiter.take(50.0 + 1 / RATE)
+    assert limiter.take(50.0 + 1.5 / RATE)
+    assert not limiter.take(50.0 + 1.5 / RATE)
     assert [limiter.take(1000.0) for _ in range(int(BURST) + 1)].count(True) == BURST
