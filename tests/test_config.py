@@ -34,7 +34,10 @@ def test_the_address_as_given_counts_not_the_prefix() -> None:
     assert parse_ip("10.1.200.3") in network
 
 
-@pytest.mark.parametrize("subnet", ["", "garbage", "192.168.127.0", "192.168.127.0/33", "fd00::/64", "10.0.0.0/30", "10.0.0.0/29", "1.2.3/24"])
+@pytest.mark.parametrize(
+    "subnet",
+    ["", "garbage", "192.168.127.0", "192.168.127.0/33", "fd00::/64", "10.0.0.0/30", "10.0.0.0/29", "1.2.3/24"],
+)
 def test_bad_subnets_are_one_line_that_names_the_value(subnet: str) -> None:
     with pytest.raises(ConfigError) as caught:
         network_config(subnet)

@@ -200,9 +200,11 @@ async def remove_stale_socket(path: str) -> None:
     Raises:
         ConfigError: something answers there, or it is not a socket.
     """
-    if not os.path.lexists(path):
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):  # connect(2) refuses a plain file too: never unlink one
+    if not stat.S_ISSOCK(mode):  # connect(2) refuses a plain file too: never unlink one
         raise ConfigError(f"{path} exists and is not a socket; choose another path")
     probe = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

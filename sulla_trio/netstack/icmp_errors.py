@@ -24,7 +24,7 @@ class ErrorLimiter:
 
     def take(self, now: float) -> bool:
         """Whether one more may go now."""
-        self._tokens = min(BURST, self._tokens + (now - self._at) * RATE)
+        self._tokens = min(BURST, self._tokens + max(0.0, now - self._at) * RATE)
         self._at = now
         if self._tokens < 1.0:
             return False

@@ -122,7 +122,7 @@ class NeighborCache:
     def handle_timer(self, now: float) -> None:
         """Ask again, or give up."""
         for address, waiting in list(self._unresolved.items()):
-            if waiting.deadline > now:
+            if waiting.deadline > now or address not in self._unresolved:
                 continue
             if waiting.tries < TRIES:
                 waiting.tries += 1

@@ -38,7 +38,6 @@ async def test_refused_is_a_reset() -> None:
         ("192.168.127.1", "virtual_subnet"),
         ("192.168.127.77", "virtual_subnet"),
         ("169.254.169.254", "link_local"),
-        ("240.0.0.1", "reserved"),
     ],
 )
 async def test_denied_is_a_reset_and_an_event(address: str, reason: str) -> None:
@@ -70,9 +69,7 @@ async def test_unreachable_is_icmp_and_a_reset(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("code", "reason"), [(errno.ETIMEDOUT, "timeout"), (errno.EMFILE, "host_error")])
-async def test_silence_where_the_guest_may_try_again(
-    code: int, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silence_where_the_guest_may_try_again(code: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await fail_with(code, monkeypatch)
     async with gateway_and_guest() as (network, guest):
         with trio.move_on_after(0.2) as scope:

@@ -63,8 +63,8 @@ async def test_half_close_in_both_orders(mtu: int) -> None:
 
 async def test_megabytes_each_way_against_a_host_that_reads_slowly() -> None:
     data = bytes(range(256)) * (1 << 13)
-    async with flow() as (network, guest, host), trio.open_nursery() as nursery:
-        host.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with flow() as (_, guest, host), trio.open_nursery() as nursery:
+        host.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         got: dict[str, bytes] = {}
 
         async def send(stream) -> None:

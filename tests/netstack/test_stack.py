@@ -21,7 +21,9 @@ def stack() -> Stack:
     return Stack(network_config(), random.Random(1))
 
 
-def segment(flags: int, *, sport: int = 40_000, dport: int = 80, seq: int = 1000, ack: int = 0, to: bytes = OUTSIDE) -> memoryview:
+def segment(
+    flags: int, *, sport: int = 40_000, dport: int = 80, seq: int = 1000, ack: int = 0, to: bytes = OUTSIDE
+) -> memoryview:
     header = tcp.emit(GUEST, sport, to, dport, seq, ack, flags, 65_000)
     packet = ipv4.emit(GUEST, to, 6, len(header)) + header
     return memoryview(ethernet.emit(GATEWAY_MAC, GUEST_MAC, 0x0800) + packet)
@@ -33,7 +35,9 @@ def sent(stack: Stack, now: float = 0.0) -> list[tcp.Segment]:
         frame = header + bytes(payload)
         packet = ipv4.parse(frame, 14)
         if packet.protocol == 6:
-            out.append(tcp.parse(frame, 14 + packet.header_length, 14 + packet.total_length, packet.source, packet.destination))
+            out.append(
+                tcp.parse(frame, 14 + packet.header_length, 14 + packet.total_length, packet.source, packet.destination)
+            )
     return out
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SULLA = (sys.executable, "-m", "sulla_trio.cli.sulla")
-PATIENCE = 60.0
+PATIENCE = 20.0
 """Seconds until a test gives up; nothing here is expected to take more than a few."""
 NOBODY = 65534
 MARK = "SULLA_TEST_MARK"
