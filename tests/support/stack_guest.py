@@ -6,10 +6,13 @@ import random
 from typing import Any
 
 from sulla_trio.config import BROADCAST_MAC, GUEST_MAC, NetworkConfig, network_config
+from sulla_trio.netstack.events import Connected
 from sulla_trio.netstack.stack import Stack
+from sulla_trio.netstack.tcp import TcpConnection
 from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.wire import arp, ethernet, icmp, inet, ipv4, tcp, udp
 
+MASK = 0xFFFFFFFF
 REMOTE = bytes((93, 184, 216, 34))
 
 
@@ -108,6 +111,30 @@ class StackGuest:
             frames += self.frames()
         self.now = end
         return frames
+
+
+class OpenGuest(StackGuest):
+    """A guest with one connection to `REMOTE`:80, ESTABLISHED, its sequence number 101."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.connection, self.iss = self.open()
+
+    def open(self, source_port: int = 4000) -> tuple[TcpConnection, int]:
+        self.send(self.tcp(tcp.SYN, options=tcp.emit_options(mss=1460), source_port=source_port))
+        (request,) = self.events()
+        connection = self.stack.accept(request, self.now)
+        (frame,) = self.frames()
+        iss = tcp_of(frame).seq
+        self.send(self.tcp(tcp.ACK, seq=101, ack=iss + 1 & MASK, source_port=source_port))
+        assert self.events() == [Connected(connection)]
+        return connection, iss
+
+    def data(self, payload: bytes = b"hello", *, seq: int = 101, flags: int = tcp.ACK, **fields: Any) -> bytes:
+        return self.tcp(flags, payload, seq=seq, ack=self.iss + 1 & MASK, **fields)
+
+    def received(self) -> bytes:
+        return self.connection.receive(1 << 20, self.now)
 
 
 def ip_of(frame: bytes) -> ipv4.Ipv4:
