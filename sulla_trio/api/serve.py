@@ -116,7 +116,9 @@ async def serve_apis(
         host: list[tuple[trio.abc.Listener[Any], Access | None]] = []
         for url in listen:
             host.append(await _open(network, url, stack))
-        application = await trio.to_thread.run_sync(importlib.import_module, "sulla_trio.api.app")
+        application = await trio.to_thread.run_sync(
+            importlib.import_module, "sulla_trio.api.app", abandon_on_cancel=True
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve_asgi, application.guest_app(network), [guest], limits=limits))
             for listener, access in host:

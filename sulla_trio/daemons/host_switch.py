@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import resource
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,23 +51,28 @@ async def host_switch(config: HostSwitchConfig) -> int:
     """
     raise_descriptor_limit()
     network = VirtualNetwork(config.network, strict=config.strict)
-    status = 1
-    async with trio.open_nursery() as nursery:
-        signals = await nursery.start(_watch_signals, nursery.cancel_scope)
-        await nursery.start(network.run)
-        try:
-            await network.add_static_forwards(config.forwards)
-        except ForwardError as error:
-            raise ConfigError(f"creating virtual network failed: {error}") from None
-        if config.data:
-            await nursery.start(_serve_data, network, config.data, nursery.cancel_scope)
-        # Quart and Hypercorn take half a second to import: after the link, so that the first frame does not wait for them.
-        await nursery.start(_serve_api, network, config.listen)
-        network.events.emit("daemon.ready", gateway=format_ip(config.network.gateway_ip))
-        if config.debug:
-            nursery.start_soon(_log_counters, network)
-        del signals
-    return status
+    # Around the nursery: a SIGTERM that comes while a lost link is being cleaned up must not cut the cleaning short.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch_signals, signals, nursery.cancel_scope)
+            await _serve(network, config, nursery)
+    return 1
+
+
+async def _serve(network: VirtualNetwork, config: HostSwitchConfig, nursery: trio.Nursery) -> None:
+    """Start everything in `nursery`, in the order that specs/daemons.md section 3.2 has it."""
+    await nursery.start(network.run)
+    try:
+        await network.add_static_forwards(config.forwards)
+    except ForwardError as error:
+        raise ConfigError(f"creating virtual network failed: {error}") from None
+    if config.data:
+        await nursery.start(_serve_data, network, config.data, nursery.cancel_scope)
+    # Quart and Hypercorn take half a second to import: after the link, so that the first frame does not wait for them.
+    await nursery.start(_serve_api, network, config.listen)
+    network.events.emit("daemon.ready", gateway=format_ip(config.network.gateway_ip))
+    if config.debug:
+        nursery.start_soon(_log_counters, network)
 
 
 def raise_descriptor_limit() -> None:
@@ -75,15 +81,10 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _watch_signals(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-        task_status.started()
-        async for number in received:
-            log.info("signal caught: %s", signal.Signals(number).name)
-            scope.cancel()
-            return
+async def _watch_signals(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        log.info("signal caught: %s", signal.Signals(number).name)
+        scope.cancel()
 
 
 async def _serve_data(

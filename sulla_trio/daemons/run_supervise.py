@@ -27,7 +27,10 @@ TERM_GRACE: Final = 10.0
 """Seconds between a SIGTERM passed on to CMD and its SIGKILL, as container engines have it."""
 STOP_DELAY: Final = 0.05
 """Seconds between CMD's stop and ours: a Ctrl-Z stops both at once, and after it CMD is soon seen to have continued."""
+OWN_END_GRACE: Final = 1.0
+"""Seconds for host-switch to end by itself when its link has."""
 HOST_SWITCH_GRACE: Final = 3.0
+"""Seconds between SIGTERM and SIGKILL for it."""
 LINK_LOST: Final = "link lost"
 """How vm-switch's last line begins when it was the other side that went."""
 _LOG_LINES: Final = 16
@@ -77,6 +80,9 @@ class _Supervisor:
         finally:
             with trio.CancelScope(shield=True):
                 await end_process(processes.launcher, signal.SIGKILL)
+                # Its link has ended, so it is ending: a signal in the midst of that could cut its clean-up short.
+                with trio.move_on_after(OWN_END_GRACE):
+                    await wait_process(processes.host_switch)
                 await end_process(processes.host_switch, signal.SIGTERM)
         if self._ended_by:
             return 128 + self._ended_by
@@ -221,7 +227,10 @@ class _Supervisor:
 
     async def _explain_loss(self) -> str:
         """End what is left of the pair; why there is no network any more."""
-        await end_process(self._processes.host_switch, signal.SIGTERM)
+        host_switch = self._processes.host_switch
+        with trio.move_on_after(OWN_END_GRACE):
+            await wait_process(host_switch)
+        await end_process(host_switch, signal.SIGTERM)
         return self._last_words()
 
     def _last_words(self) -> str:

@@ -311,7 +311,9 @@ def test_a_command_that_stops_itself(prompt: Terminal) -> None:
 def test_an_interactive_shell_hands_the_terminal_back(prompt: Terminal) -> None:
     prompt.send(typed("env", "PS1=inner> ", "bash", "--norc", "--noprofile", "-i"))
     prompt.expect("inner> ")
-    prompt.send("sleep 100\n\x03")
+    prompt.send("sh -c 'echo star''ted; exec sleep 100'\n")
+    prompt.expect("started\r?\n")  # only then has the shell given the terminal to it
+    prompt.send("\x03")
     prompt.expect("inner> ")
     prompt.send("sleep 100\n")
     prompt.send("\x1a")
