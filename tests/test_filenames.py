@@ -15,12 +15,6 @@ UNTESTED_BY_NAME = {
     "daemons/run_supervise.py": "run in real namespaces by e2e/test_run.py",
     "daemons/vm_lease.py": "run in real namespaces by e2e/test_run.py",
     "daemons/vm_switch.py": "run in real namespaces by e2e/test_run.py",
-    "link/address.py": "run in real namespaces by e2e/test_run.py",
-    "link/mounts.py": "run in real namespaces by e2e/test_run.py",
-    "link/netns.py": "run in real namespaces by e2e/test_run.py",
-    "link/process.py": "run in real namespaces by e2e/test_run.py",
-    "link/tap.py": "run in real namespaces by e2e/test_run.py",
-    "link/uplink.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_config.py": "one frozen dataclass, no code that runs",
     "forward/context.py": "protocols for the type checker, no code that runs",
 }

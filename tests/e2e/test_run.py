@@ -315,7 +315,8 @@ def test_an_interactive_shell_hands_the_terminal_back(prompt: Terminal) -> None:
     prompt.expect("started\r?\n")  # only then has the shell given the terminal to it
     prompt.send("\x03")
     prompt.expect("inner> ")
-    prompt.send("sleep 100\n")
+    prompt.send("sh -c 'echo star''ted; exec sleep 100'\n")
+    prompt.expect("started\r?\n")
     prompt.send("\x1a")
     prompt.expect("Stopped")
     prompt.expect("inner> ")

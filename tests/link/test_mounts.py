@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from sulla_trio.link import mounts
     [
         ("", "hosts: files dns\n"),
         ("hosts: files mdns4_minimal [NOTFOUND=return] resolve dns\n", "hosts: files dns\n"),
-        ("passwd: files\n  hosts : resolve\n# hosts: x\ngroup: files", "passwd: files\n# hosts: x\ngroup: files\nhosts: files dns\n"),
+        ("passwd: files\n  hosts : x\n# hosts: x\nrpc: db", "passwd: files\n# hosts: x\nrpc: db\nhosts: files dns\n"),
     ],
 )  # fmt: skip
 def test_hosts_are_files_and_dns(before: str, after: str) -> None:
@@ -62,6 +63,6 @@ def test_a_missing_file_appears_beside_what_was_there(path: str) -> None:
 
 @pytest.mark.e2e
 def test_nothing_of_it_is_seen_outside() -> None:
-    before = os.listdir("/srv"), open("/proc/self/mounts").read()
+    before = os.listdir("/srv"), Path("/proc/self/mounts").read_text()
     inside("mounts.set_up_name_service('192.0.2.1'); assert '192.0.2.1' in open('/etc/resolv.conf').read()")
-    assert (os.listdir("/srv"), open("/proc/self/mounts").read()) == before
+    assert (os.listdir("/srv"), Path("/proc/self/mounts").read_text()) == before

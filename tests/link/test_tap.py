@@ -20,7 +20,7 @@ def test_bad_names(name: str) -> None:
 
 
 def test_an_existing_interface() -> None:
-    with pytest.raises(ConfigError, match="^lo interface already exist, exiting now$"):
+    with pytest.raises(ConfigError, match=r"^lo interface already exist, exiting now$"):
         tap.open_tap("lo", None)
 
 
