@@ -25,7 +25,7 @@ STEADY: Final = 10.0
 """Seconds of service after which the back-off begins anew."""
 TERM_GRACE: Final = 10.0
 """Seconds between a SIGTERM passed on to CMD and its SIGKILL, as container engines have it."""
-STOP_DELAY: Final = 0.05
+STOP_DELAY: Final = 0.5
 """Seconds between CMD's stop and ours: a Ctrl-Z stops both at once, and after it CMD is soon seen to have continued."""
 OWN_END_GRACE: Final = 1.0
 """Seconds for host-switch to end by itself when its link has."""

@@ -20,6 +20,15 @@ def only(group: BaseExceptionGroup) -> BaseException:
     return error
 
 
+async def connected(path: str) -> trio.SocketStream:
+    """A connection to the listener at `path`, which may not be there yet."""
+    while True:
+        try:
+            return await trio.open_unix_socket(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            await trio.sleep(0.005)
+
+
 async def test_the_end_of_the_given_connection_ends_it_with_status_1(caplog: pytest.LogCaptureFixture) -> None:
     left, right = socket.socketpair()
     config = HostSwitchConfig(network_config(), data=f"fd://{left.detach()}", strict=True)
@@ -44,10 +53,8 @@ async def test_links_come_and_go_on_a_listening_endpoint(tmp_path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host_switch, config)
         with trio.fail_after(20):
-            while not path.exists():
-                await trio.sleep(0.005)
             for _ in range(2):
-                async with await trio.open_unix_socket(str(path)) as link:
+                async with await connected(str(path)) as link:
                     await link.send_all(len(arp).to_bytes(2, "little") + arp)
                     reply = await link.receive_some()
                     assert reply[2 + 20 : 2 + 22] == b"\x00\x02"

@@ -269,11 +269,11 @@ def test_ctrl_c_ends_the_command(prompt: Terminal) -> None:
 
 
 def test_ctrl_c_that_the_command_handles(prompt: Terminal) -> None:
-    prompt.send(typed("sh", "-c", "trap 'echo got' INT; echo up; read line; read line; echo line $line; exit 5"))
+    prompt.send(typed("sh", "-c", "trap 'echo got' INT; echo up; until read line; do :; done; echo line $line; exit 5"))
     prompt.expect("up")
     prompt.send("\x03")
     prompt.expect("got")
-    prompt.send("more\nmore\n")
+    prompt.send("more\n")
     prompt.expect("line more")
     prompt.expect("prompt> ")
     prompt.send("echo status $?\n")
@@ -315,12 +315,16 @@ def test_an_interactive_shell_hands_the_terminal_back(prompt: Terminal) -> None:
     prompt.expect("started\r?\n")  # only then has the shell given the terminal to it
     prompt.send("\x03")
     prompt.expect("inner> ")
-    prompt.send("sh -c 'echo star''ted; exec sleep 100'\n")
+    prompt.send("sh -c 'echo star''ted; read line; echo got $line'\n")
     prompt.expect("started\r?\n")
     prompt.send("\x1a")
     prompt.expect("Stopped")
     prompt.expect("inner> ")
-    prompt.send("kill %1; exit 7\n")
+    prompt.send("fg\n")
+    prompt.send("word\n")
+    prompt.expect("got word")
+    prompt.expect("inner> ")
+    prompt.send("exit 7\n")
     prompt.expect("prompt> ")
     prompt.send("echo status $?\n")
     prompt.expect("status 7")

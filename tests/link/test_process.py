@@ -91,8 +91,11 @@ def test_dispositions_and_mask_are_restored() -> None:
     """
     words = output(code).split()
     assert int(words[1], 16) == 1 << (signal.SIGUSR2 - 1)
-    assert int(words[3], 16) == 1 << (signal.SIGHUP - 1)
+    assert int(words[3], 16) & LIBC_SIGNALS_MASK == 1 << (signal.SIGHUP - 1)
 
+
+LIBC_SIGNALS_MASK = ~(0b11 << 31)
+"""Without signals 32 and 33: the C library keeps them for itself, and some interpreters start with them blocked."""
 
 ORIGIN = """
 import os, signal

@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SULLA = (sys.executable, "-m", "sulla_trio.cli.sulla")
+TYPING = 0.3
+"""Seconds."""
 PATIENCE = 20.0
 """Seconds until a test gives up; nothing here is expected to take more than a few."""
 NOBODY = 65534
@@ -143,6 +145,9 @@ class Terminal:
         os.close(theirs)
 
     def send(self, text: str) -> None:
+        """Type `text`, at a person's pace: a process that a signal is about to stop may still take what is typed at once,
+        under any shell, and a shell that has shown its prompt may not have set the terminal yet."""
+        time.sleep(TYPING)
         os.write(self._ours, text.encode())
 
     def expect(self, pattern: str) -> re.Match[str]:
