@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def throughput(
 
 def main() -> None:
     arguments = parse()
+    load = os.getloadavg()[0]
     pairs = [
         (peers.ours(65000), peers.slirp4netns(65520)),
         (peers.ours(1500), peers.slirp4netns(1500)),
@@ -69,6 +71,7 @@ def main() -> None:
         seconds=arguments.seconds,
         repeats=arguments.repeats,
         idle_seconds=arguments.idle_seconds,
+        load=load,
     )
     report.write(results, arguments.output)
     print(f"written: {arguments.output / 'benchmarks.md'}, {arguments.output / 'benchmarks.json'}")

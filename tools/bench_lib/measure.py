@@ -37,6 +37,11 @@ class Throughput:
         return median(self.gbit_per_s)
 
     @property
+    def rate_text(self) -> str:
+        """Median, and the range: where it is wide, something else was running too."""
+        return f"{self.rate:.2f} ({min(self.gbit_per_s):.2f} to {max(self.gbit_per_s):.2f})"
+
+    @property
     def cpu(self) -> float:
         return median(self.cpu_s_per_gb)
 
@@ -113,7 +118,7 @@ def _rest(guest: Guest, seconds: float) -> tuple[float, float]:
     before, started = usage(pids), time.monotonic()
     time.sleep(seconds)
     after, took = usage(pids), time.monotonic() - started
-    return (after.cpu - before.cpu) / took * 100, (after.switches - before.switches) / took
+    return (after.cpu - before.cpu) / took * 100, after.wakeups_since(before) / took
 
 
 def idle(peer: Peer, seconds: float) -> Idle:

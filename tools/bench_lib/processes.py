@@ -17,8 +17,12 @@ class Usage(NamedTuple):
     """User and system seconds since each started."""
     rss: int
     """Resident bytes."""
-    switches: int
-    """Voluntary context switches: how often a thread slept and was woken."""
+    switches: dict[int, int]
+    """Voluntary context switches of each thread: how often it slept and was woken."""
+
+    def wakeups_since(self, before: Usage) -> int:
+        """Wake-ups of the threads that live now (one that has ended took its count along)."""
+        return sum(count - before.switches.get(thread, 0) for thread, count in self.switches.items())
 
 
 def _fields(pid: int) -> list[str]:
@@ -58,11 +62,11 @@ def _status(path: Path, key: str) -> int:
 
 def usage(pids: list[int]) -> Usage:
     """Of those that live; they are expected to."""
-    cpu, rss, switches = 0.0, 0, 0
+    cpu, rss, switches = 0.0, 0, {}
     for pid in pids:
         fields = _fields(pid)
         cpu += (int(fields[11]) + int(fields[12])) / TICKS
         rss += _status(PROC / str(pid) / "status", "VmRSS") * 1024
         for task in (PROC / str(pid) / "task").iterdir():
-            switches += _status(task / "status", "voluntary_ctxt_switches")
+            switches[int(task.name)] = _status(task / "status", "voluntary_ctxt_switches")
     return Usage(cpu, rss, switches)

@@ -30,6 +30,8 @@ class Results:
     seconds: float
     repeats: int
     idle_seconds: float
+    load: float
+    """The machine's load average before the run."""
 
 
 def _read(path: str, key: str) -> str:
@@ -82,8 +84,8 @@ def _throughput_table(results: Results) -> list[str]:
         for direction in ("up", "down"):
             mine, theirs = (results.throughput[peer.label, direction] for peer in (ours, other))
             lines.append(
-                f"| {ours.label} | {direction} | {mine.rate:.2f} | {mine.cpu:.2f} "
-                f"| {other.label} | {theirs.rate:.2f} | {theirs.cpu:.2f} | **{mine.rate / theirs.rate:.2f}** |"
+                f"| {ours.label} | {direction} | {mine.rate_text} | {mine.cpu:.2f} "
+                f"| {other.label} | {theirs.rate_text} | {theirs.cpu:.2f} | **{mine.rate / theirs.rate:.2f}** |"
             )
     return lines
 
@@ -119,7 +121,8 @@ def markdown(results: Results, facts: dict[str, str]) -> str:
         "iperf3's own.",
         "",
         *(f"- {name}: {value}" for name, value in facts.items()),
-        f"- {results.repeats} repeats of {results.seconds:g} s, medians; idle measured over {results.idle_seconds:g} s",
+        f"- {results.repeats} repeats of {results.seconds:g} s, medians and ranges; idle measured over {results.idle_seconds:g} s",
+        f"- load average before the run: {results.load:.2f} (the figures want a machine with nothing else to do)",
         "",
         "## Throughput",
         "",
@@ -148,6 +151,7 @@ def write(results: Results, directory: Path) -> None:
         "command": sys.argv[1:],
         "seconds": results.seconds,
         "repeats": results.repeats,
+        "load": results.load,
         "throughput": [
             {"label": label, "direction": direction, **asdict(row)}
             for (label, direction), row in results.throughput.items()
