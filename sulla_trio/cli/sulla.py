@@ -104,9 +104,9 @@ def run(
 def _check_host_flags(flags: list[str]) -> None:
     """Have host-switch's own reader look at its flags now: its complaint would come from another process, later."""
     if flags:
-        from sulla_trio.cli.daemons import host_switch_config, host_switch_flags
+        from sulla_trio.cli import host_switch
 
-        host_switch_config(host_switch_flags("host-switch").parse(["--listen", "none", *flags]))
+        host_switch.config(host_switch.flags("host-switch").parse(["--listen", "none", *flags]))
 
 
 def _listen(given: tuple[str, ...]) -> tuple[str, ...]:

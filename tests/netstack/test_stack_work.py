@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from typing import Any
@@ -56,6 +57,7 @@ def python_calls(idle: int) -> int:
         count += what == "call"
 
     stack = guest.stack
+    gc.disable()  # a collection in the midst would call its callbacks, hypothesis's among them
     sys.setprofile(profile)
     try:
         for frame in frames:
@@ -66,6 +68,7 @@ def python_calls(idle: int) -> int:
         event = stack.next_event()
     finally:
         sys.setprofile(None)
+        gc.enable()
     assert len(sent) == 1
     assert isinstance(event, Readable)
     return count

@@ -1,0 +1,97 @@
+"""Command line of host-switch. Source: specs/daemons.md section 3.2; flags with two dashes are ours."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sulla_trio.cli.goflags import FlagSet
+from sulla_trio.config import DEFAULT_MTU, DEFAULT_SUBNET, NetworkConfig, network_config, parse_port_forward
+from sulla_trio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sulla_trio.daemons.host_switch import HostSwitchConfig
+
+
+def flags(program: str) -> FlagSet:
+    """The flags of host-switch."""
+    declared = FlagSet(program)
+    declared.add_bool("debug", "log at DEBUG, and byte counters every 5 seconds")
+    declared.add_string("subnet", "virtual network, as a CIDR", default=DEFAULT_SUBNET)
+    declared.add_repeated("port-forward", "static forward HostIP:Port=GuestIP:Port, repeatable; udp: in front for UDP")
+    declared.add_repeated(
+        "listen", "serve the API on `URL` (unix:///path or tcp://host:port), repeatable; none for nowhere", ours=True
+    )
+    declared.add_string("data", "data connection at `URL`: fd://N, or one to listen on", ours=True)
+    declared.add_int("mtu", "MTU of the virtual network in bytes", default=DEFAULT_MTU, ours=True)
+    declared.add_bool("no-host-loopback", "do not let the guest reach 127.0.0.1 of the host through .254", ours=True)
+    declared.add_string("host-loopback-ports", "only these ports through .254: a comma-separated `LIST`", ours=True)
+    declared.add_repeated("deny-out", "do not let the guest reach `CIDR`, repeatable", ours=True)
+    declared.add_bool("strict", "let an unexpected exception end the daemon", ours=True)
+    declared.add_string("logfile", "log to `PATH` instead of stderr", ours=True)
+    return declared
+
+
+def config(values: dict[str, Any]) -> HostSwitchConfig:
+    """The configuration that parsed flags mean.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    network = _network(values)
+    # Twice the same host address: the last wins, as in the Go daemon's map.
+    forwards = {(one.protocol, one.local): one for one in map(parse_port_forward, values["port-forward"])}
+    listen = values["listen"]
+    if not listen:
+        from sulla_trio.api.location import default_listen
+
+        listen = (default_listen(),) if os.name == "posix" else ("tcp://127.0.0.1:0",)
+    elif "none" in listen:
+        if set(listen) != {"none"}:
+            raise ConfigError("--listen none and --listen URL contradict each other; give one of them")
+        listen = ()
+    from sulla_trio.daemons.host_switch import HostSwitchConfig
+
+    return HostSwitchConfig(
+        network=network,
+        forwards=tuple(forwards.values()),
+        listen=listen,
+        data=values["data"],
+        debug=values["debug"],
+        strict=values["strict"],
+    )
+
+
+def _network(values: dict[str, Any]) -> NetworkConfig:
+    denied = []
+    for text in values["deny-out"]:
+        try:
+            denied.append(ipaddress.IPv4Network(text, strict=False))
+        except ValueError:
+            raise ConfigError(f"--deny-out {text}: want an IPv4 network such as 10.0.0.0/8") from None
+    return replace(
+        network_config(values["subnet"], values["mtu"]),
+        host_loopback=not values["no-host-loopback"],
+        host_loopback_ports=parse_ports(values["host-loopback-ports"]),
+        deny_out=tuple(denied),
+    )
+
+
+def parse_ports(text: str) -> frozenset[int] | None:
+    """``80,443,8000-8010``; None for an empty text: no restriction.
+
+    Raises:
+        ConfigError: not such a list, or a port outside 1 to 65535.
+    """
+    if not text:
+        return None
+    ports: set[int] = set()
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        bounds = (first, last if dash else first)
+        if not all(bound.isascii() and bound.isdigit() and 1 <= int(bound[:6]) <= 65_535 for bound in bounds):
+            raise ConfigError(f"--host-loopback-ports {text}: {item!r} is not a port; want for example 80,8000-8010")
+        ports.update(range(int(bounds[0]), int(bounds[1]) + 1))
+    return frozenset(ports)

@@ -1,0 +1,67 @@
+"""Command line of host-switch: flags to a configuration, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sulla_trio.cli import host_switch
+from sulla_trio.config import PortForward
+from sulla_trio.errors import ConfigError
+
+
+def host(*arguments: str):
+    return host_switch.config(host_switch.flags("host-switch").parse(arguments))
+
+
+def test_host_switch_defaults() -> None:
+    config = host()
+    assert str(config.network.subnet) == "192.168.127.0/24"
+    assert (config.network.mtu, config.network.host_loopback, config.network.host_loopback_ports) == (1500, True, None)
+    assert (config.forwards, config.data, config.debug, config.strict) == ((), "", False, False)
+    assert config.listen[0].startswith("unix:///")
+    assert config.listen[0].endswith("/sulla/host-switch.sock")
+
+
+def test_host_switch_flags() -> None:
+    config = host(
+        "-debug", "--subnet", "10.1.2.77/16", "--mtu=65000", "--listen", "none", "--data", "fd://5", "--strict",
+        "-port-forward", "127.0.0.1:1=10.1.2.2:1", "-port-forward", "udp:127.0.0.1:1=10.1.2.2:1",
+        "-port-forward=127.0.0.1:1=10.1.2.2:2",
+        "--no-host-loopback", "--host-loopback-ports", "80,8000-8002", "--deny-out", "10.0.0.0/8", "--deny-out=1.1.1.1",
+    )  # fmt: skip
+    assert config.network.gateway_ip == bytes([10, 1, 2, 1])
+    assert (config.network.mtu, config.data, config.debug, config.strict) == (65000, "fd://5", True, True)
+    assert config.listen == ()
+    assert config.forwards == (
+        PortForward("127.0.0.1:1", "10.1.2.2:2"),  # the last of the same local address
+        PortForward("127.0.0.1:1", "10.1.2.2:1", "udp"),
+    )
+    assert config.network.host_loopback is False
+    assert config.network.host_loopback_ports == {80, 8000, 8001, 8002}
+    assert [str(network) for network in config.network.deny_out] == ["10.0.0.0/8", "1.1.1.1/32"]
+    assert host("--listen", "unix:///a", "--listen=tcp://h:1").listen == ("unix:///a", "tcp://h:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-subnet", "garbage"], "validating subnet: invalid CIDR address: garbage"),
+        (["-subnet", "fd00::/64"], "validating subnet: fd00::/64 is IPv6"),
+        (["-subnet", "10.0.0.0/30"], "validating subnet: 10.0.0.0/30 is too small"),
+        (["--mtu", "70000"], "mtu 70000 is out of range"),
+        (["-port-forward", "80=90"], "address 80: missing port in address"),
+        (["-port-forward", "x"], 'input ["x"] not in expected format: HostIP:Port=GuestIP:Port'),
+        (["--deny-out", "x"], "--deny-out x: want an IPv4 network"),
+        (["--deny-out", "::/0"], "--deny-out ::/0: want an IPv4 network"),
+        (["--host-loopback-ports", "80,x"], "--host-loopback-ports 80,x: 'x' is not a port"),
+        (["--host-loopback-ports", "0"], "--host-loopback-ports 0: '0' is not a port"),
+        (["--host-loopback-ports", "1-70000"], "--host-loopback-ports 1-70000: '1-70000' is not a port"),
+        (["--host-loopback-ports", "9" * 5000], "is not a port"),
+        (["--listen", "none", "--listen", "unix:///a"], "--listen none and --listen URL contradict each other"),
+    ],
+)
+def test_host_switch_refuses(arguments: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        host(*arguments)
