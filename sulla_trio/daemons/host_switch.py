@@ -102,16 +102,16 @@ async def _serve_data(
         scope.cancel()
         return
     try:
-        listener = await endpoints.listen(url)
+        listener = await endpoints.listen_endpoints(url)
     except OSError as error:
         raise ConfigError(f"cannot listen for the data connection on {url_text}: {error.strerror or error}") from None
     task_status.started()
     log.info("waiting for clients...")
-    await trio.serve_listeners(partial(_serve_accepted, network, url_text), [listener])
+    await trio.serve_listeners(partial(_serve_accepted, network), [listener])
 
 
-async def _serve_accepted(network: VirtualNetwork, url_text: str, stream: trio.SocketStream) -> None:
-    failure = await network.serve_link(endpoints.Endpoint(endpoints.take_socket(stream), url_text))
+async def _serve_accepted(network: VirtualNetwork, endpoint: endpoints.Endpoint) -> None:
+    failure = await network.serve_link(endpoint)
     if failure:
         log.error("data connection error: %s", failure)
 

@@ -1,115 +1,78 @@
-"""A connected byte stream to the kernel: four non-blocking calls, so that every transport looks the same above it.
+"""Endpoints by their URLs: connect to one, listen at one. `endpoint_url` has the forms, `endpoint_socket` the four calls.
 
-An endpoint is named by a URL (specs: DESIGN section 6): ``fd://N`` an inherited connected socket, ``unix:///path``,
-``tcp://host:port``, ``vsock://CID:PORT`` (``ANY`` when listening). Try the call first; wait only on `BlockingIOError`
-(a wait costs more than the call).
+Whatever the transport, what comes out is an `Endpoint`, or a listener of them.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import stat
-from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Final
 
 import trio
 
 from sulla_trio.errors import ConfigError
+from sulla_trio.link import hybrid_vsock
+from sulla_trio.link.endpoint_listener import EndpointListener, remove_stale_socket
+from sulla_trio.link.endpoint_socket import (
+    AF_UNIX,
+    AF_VSOCK,
+    MAX_BUFFERS,
+    Address,
+    Buffer,
+    Endpoint,
+    connect_socket,
+    new_socket,
+)
+from sulla_trio.link.endpoint_url import EndpointUrl, parse_endpoint
 
-Buffer = bytes | bytearray | memoryview
+__all__ = [
+    "MAX_BUFFERS",
+    "Buffer",
+    "Endpoint",
+    "EndpointListener",
+    "EndpointUrl",
+    "connect",
+    "inherited_socket",
+    "listen",
+    "listen_endpoints",
+    "parse_endpoint",
+    "take_socket",
+]
 
-MAX_BUFFERS: Final = 1024  # Linux's IOV_MAX: more in one sendmsg is EMSGSIZE
-SOCKET_BUFFER: Final = 4 << 20  # asked for; the kernel clamps it to net.core.{r,w}mem_max
-VSOCK_BUFFER: Final = 256 << 10  # both peers' default credit, DESIGN section 3
-
-
-class Endpoint:
-    """One connected stream socket. Owns it.
-
-    One task may wait for each direction at a time. After `aclose` every call raises `OSError`, and a waiter gets
-    `trio.ClosedResourceError`.
-    """
-
-    __slots__ = ("_gather", "_socket", "name")
-
-    def __init__(self, sock: socket.socket, name: str) -> None:
-        sock.setblocking(False)
-        size = VSOCK_BUFFER if sock.family == getattr(socket, "AF_VSOCK", -1) else SOCKET_BUFFER
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, size)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
-        self._gather = hasattr(sock, "sendmsg")
-        self.name = name
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """Bytes read into `buffer`; 0 at end of stream. Raises BlockingIOError, OSError."""
-        return self._socket.recv_into(buffer)
-
-    def send_gathered(self, buffers: list[Buffer]) -> int:
-        """Bytes of `buffers`, in order, that the kernel took in one call. Raises BlockingIOError, OSError."""
-        if self._gather:
-            return self._socket.sendmsg(buffers if len(buffers) <= MAX_BUFFERS else buffers[:MAX_BUFFERS])
-        # Windows has no sendmsg: one join costs a copy, many sends would cost a wake-up of the peer each.
-        return self._socket.send(b"".join(buffers[:MAX_BUFFERS]))
-
-    async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
-
-    async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._socket)
-
-    async def aclose(self) -> None:
-        """Close now; never blocks. Waiters get `trio.ClosedResourceError`."""
-        self.close()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def close(self) -> None:
-        if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+_VMADDR_CID_ANY: Final = 0xFFFFFFFF
 
 
-class EndpointUrl(NamedTuple):
-    """A parsed endpoint URL. `host` is a path for unix, a CID or ``ANY`` for vsock, empty for fd; `port` the fd's number
-    for ``fd://``."""
+async def connect(url: EndpointUrl) -> Endpoint:
+    """Connect to (or take over) the stream that `url` names. Failure and cancellation close what was begun.
 
-    scheme: str
-    host: str
-    port: int
-    text: str
-
-
-def parse_endpoint(url: str, default_port: int | None = None) -> EndpointUrl:
-    """Parse an endpoint URL.
+    How long an attempt may take is the kernel's affair (AF_VSOCK 2 s, TCP minutes): a cancel scope bounds it.
 
     Raises:
-        ConfigError: unknown scheme or a missing or bad part; the text names the URL.
+        ConfigError: `url` names nothing that can be connected to.
+        OSError: the connection failed.
     """
-    parts = urlsplit(url)
-    try:
-        match parts.scheme:
-            case "fd":
-                return EndpointUrl("fd", "", int(parts.netloc), url)
-            case "unix" if parts.path and not parts.netloc:
-                return EndpointUrl("unix", parts.path, 0, url)
-            case "tcp" if parts.hostname and parts.port is not None:
-                return EndpointUrl("tcp", parts.hostname, parts.port, url)
-            case "vsock":
-                host, _, port = parts.netloc.partition(":")
-                if host != "ANY":
-                    int(host)
-                if not port and default_port is None:
-                    raise ValueError(url)
-                return EndpointUrl("vsock", host, int(port or default_port or 0), url)
-    except ValueError:
-        pass
-    raise ConfigError(f"invalid endpoint {url}: want fd://N, unix:///path, tcp://host:port or vsock://CID:PORT")
+    match url.scheme:
+        case "fd":
+            await trio.lowlevel.checkpoint()
+            return Endpoint(inherited_socket(url), url.text)
+        case "unix" | "vsock+unix":
+            sock = new_socket(AF_UNIX, url)
+            await connect_socket(sock, url.host)
+            if url.scheme == "vsock+unix":
+                await hybrid_vsock.request_port(sock, url.port)
+        case "tcp":
+            family, address = await _resolve(url)
+            sock = new_socket(family, url)
+            await connect_socket(sock, address)
+        case "vsock":
+            if url.host == "ANY":
+                raise ConfigError(f"cannot connect to {url.text}: ANY is for listening; name the CID")
+            sock = new_socket(AF_VSOCK, url)
+            await connect_socket(sock, (int(url.host), url.port))
+        case _:
+            raise ConfigError(f"{url.text}: this system has no AF_HYPERV")
+    return Endpoint(sock, url.text)
 
 
 def inherited_socket(url: EndpointUrl) -> socket.socket:
@@ -129,38 +92,8 @@ def inherited_socket(url: EndpointUrl) -> socket.socket:
     return sock
 
 
-async def connect(url: EndpointUrl) -> Endpoint:
-    """Connect to (or take over) the stream that `url` names.
-
-    Raises:
-        ConfigError: `url` names nothing that can be connected to.
-        OSError: the connection failed.
-    """
-    match url.scheme:
-        case "fd":
-            await trio.lowlevel.checkpoint()
-            return Endpoint(inherited_socket(url), url.text)
-        case "unix":
-            stream = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            address: object = url.host
-        case "tcp":
-            stream = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            address = (url.host, url.port)
-        case _:
-            if not hasattr(socket, "AF_VSOCK"):
-                raise ConfigError(f"{url.text}: this system has no AF_VSOCK")
-            stream = trio.socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-            address = (int(url.host), url.port)
-    try:
-        await stream.connect(address)
-    except BaseException:
-        stream.close()
-        raise
-    return Endpoint(socket.socket(fileno=stream.detach()), url.text)
-
-
-async def listen(url: EndpointUrl) -> trio.SocketListener:
-    """A listener for guests' data connections.
+async def listen_endpoints(url: EndpointUrl) -> EndpointListener:
+    """A listener for connections at `url`; its file, where it has one, goes when it is closed.
 
     An existing socket file of a dead listener is replaced, one that answers is an error.
 
@@ -170,53 +103,38 @@ async def listen(url: EndpointUrl) -> trio.SocketListener:
     """
     match url.scheme:
         case "unix":
-            await remove_stale_socket(url.host)
-            sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            address: object = url.host
+            return EndpointListener(await _listen_unix(url, url.host), url, file=url.host)
+        case "vsock+unix":
+            file = f"{url.host}_{url.port}"
+            return EndpointListener(await _listen_unix(url, file), url, file=file)
         case "tcp":
-            sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            address = (url.host, url.port)
-            if os.name == "posix":  # on Windows the option would let another program steal the port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        case "vsock" if hasattr(socket, "AF_VSOCK"):
-            sock = trio.socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-            address = (socket.VMADDR_CID_ANY if url.host == "ANY" else int(url.host), url.port)
-        case _:
-            raise ConfigError(f"cannot listen on {url.text}: want unix:///path, tcp://host:port or vsock://ANY:PORT")
-    try:
-        await sock.bind(address)
-        if url.scheme == "unix":
-            os.chmod(url.host, 0o600)
-        sock.listen(128)
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketListener(sock)
+            sock = await _listen_tcp(url)
+            return EndpointListener(sock, url.with_port(sock.getsockname()[1]))
+        case "vsock":
+            sock = new_socket(AF_VSOCK, url)
+            cid = _VMADDR_CID_ANY if url.host == "ANY" else int(url.host)
+            await _bind_and_listen(sock, (cid, url.port))
+            return EndpointListener(sock, url)
+        case "hyperv":
+            raise ConfigError(f"{url.text}: this system has no AF_HYPERV")
+    raise ConfigError(f"cannot listen on {url.text}: it is one connection; name a place to listen at")
 
 
-async def remove_stale_socket(path: str) -> None:
-    """Unlink `path` if it is the socket file of a listener that is gone.
+async def listen(url: EndpointUrl) -> trio.SocketListener:
+    """A plain listener, for whom an ordinary stream serves (the host API). A unix socket's file stays when it is closed.
 
     Raises:
-        ConfigError: something answers there, or it is not a socket.
+        ConfigError: `url` is neither unix nor tcp, or it cannot be listened on.
+        OSError: bind or listen failed.
     """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):  # connect(2) refuses a plain file too: never unlink one
-        raise ConfigError(f"{path} exists and is not a socket; choose another path")
-    probe = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        await probe.connect(path)
-    except (ConnectionRefusedError, FileNotFoundError):
-        os.unlink(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be probed: {error.strerror}") from None
-    else:
-        raise ConfigError(f"{path} is in use by a running listener; end it or choose another path")
-    finally:
-        probe.close()
+    match url.scheme:
+        case "unix":
+            sock = await _listen_unix(url, url.host)
+        case "tcp":
+            sock = await _listen_tcp(url)
+        case _:
+            raise ConfigError(f"cannot listen on {url.text}: want unix:///path or tcp://host:port")
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:
@@ -224,3 +142,38 @@ def take_socket(stream: trio.SocketStream) -> socket.socket:
     sock = socket.socket(fileno=stream.socket.detach())
     sock.setblocking(False)
     return sock
+
+
+async def _resolve(url: EndpointUrl) -> tuple[int, Address]:
+    """The family and the address of a ``tcp`` URL: IPv4, or IPv6 if that is what is written."""
+    family = socket.AF_INET6 if ":" in url.host else socket.AF_INET
+    found = await trio.socket.getaddrinfo(url.host, url.port, family, socket.SOCK_STREAM)
+    return family, found[0][4]
+
+
+async def _listen_tcp(url: EndpointUrl) -> socket.socket:
+    family, address = await _resolve(url)
+    sock = new_socket(family, url)
+    if os.name == "posix":  # on Windows the option would let another program steal the port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    await _bind_and_listen(sock, address)
+    return sock
+
+
+async def _listen_unix(url: EndpointUrl, path: str) -> socket.socket:
+    await remove_stale_socket(path)
+    sock = new_socket(AF_UNIX, url)
+    await _bind_and_listen(sock, path, file=path)
+    return sock
+
+
+async def _bind_and_listen(sock: socket.socket, address: Address, file: str = "") -> None:
+    try:
+        sock.bind(address)
+        if file:
+            os.chmod(file, 0o600)  # before listen: until then nobody can connect
+        sock.listen(socket.SOMAXCONN)
+    except BaseException:
+        sock.close()
+        raise
+    await trio.lowlevel.cancel_shielded_checkpoint()

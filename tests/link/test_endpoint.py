@@ -1,4 +1,4 @@
-"""Endpoint URLs and the four calls."""
+"""What an endpoint's URL leads to, and the end of it."""
 
 import os
 import socket
@@ -8,37 +8,8 @@ import trio
 import trio.testing
 
 from sulla_trio.errors import ConfigError
-from sulla_trio.link import endpoint as endpoints
+from sulla_trio.link import endpoint
 from sulla_trio.link.endpoint import Endpoint, connect, listen, parse_endpoint, take_socket
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("fd://5", ("fd", "", 5)),
-        ("unix:///run/x.sock", ("unix", "/run/x.sock", 0)),
-        ("tcp://127.0.0.1:80", ("tcp", "127.0.0.1", 80)),
-        ("vsock://2:6656", ("vsock", "2", 6656)),
-        ("vsock://ANY:6656", ("vsock", "ANY", 6656)),
-    ],
-)
-def test_parse_endpoint(url: str, expected: tuple[str, str, int]) -> None:
-    assert parse_endpoint(url)[:3] == expected
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "fd://", "fd://x", "unix://run/x", "tcp://1.2.3.4", "tcp://h:99999", "vsock://2", "vsock://a:1", "http://x"],
-)
-def test_bad_urls_are_one_line_that_names_them(url: str) -> None:
-    with pytest.raises(ConfigError, match="invalid endpoint") as caught:
-        parse_endpoint(url)
-    assert url in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_default_port_of_the_dialect() -> None:
-    assert parse_endpoint("vsock://3", 6669).port == 6669
 
 
 async def test_unix_listen_connect_and_stale_files(tmp_path) -> None:
@@ -78,11 +49,11 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path) -> None:
 
 async def test_fd_takes_the_inherited_socket_over() -> None:
     left, right = socket.socketpair()
-    endpoint = await connect(parse_endpoint(f"fd://{left.detach()}"))
+    link = await connect(parse_endpoint(f"fd://{left.detach()}"))
     right.sendall(b"x")
-    await endpoint.wait_readable()
-    assert endpoint.recv_into(memoryview(bytearray(4))) == 1
-    await endpoint.aclose()
+    await link.wait_readable()
+    assert link.recv_into(memoryview(bytearray(4))) == 1
+    await link.aclose()
     assert right.recv(1) == b""
     right.close()
 
@@ -94,16 +65,6 @@ async def test_fd_that_is_no_socket() -> None:
             await connect(parse_endpoint(f"fd://{fd}"))
     finally:
         os.close(fd)
-
-
-async def test_join_path_of_systems_without_sendmsg() -> None:
-    left, right = socket.socketpair()
-    endpoint = Endpoint(left, "left")
-    endpoint._gather = False
-    assert endpoint.send_gathered([b"a", b"b", b"c"]) == 3
-    assert right.recv(9) == b"abc"
-    endpoint.close()
-    right.close()
 
 
 async def test_close_wakes_a_waiter(nursery) -> None:
@@ -123,9 +84,33 @@ async def test_close_wakes_a_waiter(nursery) -> None:
     right.close()
 
 
-def test_iovec_limit() -> None:
+@pytest.mark.parametrize("wait", ["wait_readable", "wait_writable"])
+async def test_after_the_end_every_call_says_so(wait: str) -> None:
     left, right = socket.socketpair()
-    endpoint = Endpoint(left, "left")
-    assert endpoint.send_gathered([b"x"] * (endpoints.MAX_BUFFERS + 10)) == endpoints.MAX_BUFFERS
-    endpoint._socket.close()
+    async with Endpoint(left, "left") as endpoint:
+        pass
+    await endpoint.aclose()
+    assert right.recv(1) == b""
     right.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        endpoint.recv_into(memoryview(bytearray(1)))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        endpoint.send_gathered([b"x"])
+    with pytest.raises(trio.ClosedResourceError):
+        await getattr(endpoint, wait)()
+
+
+async def test_any_is_no_place_to_connect_to() -> None:
+    with pytest.raises(ConfigError, match="vsock://ANY:1: ANY is for listening"):
+        await connect(parse_endpoint("vsock://ANY:1"))
+
+
+@pytest.mark.parametrize("url", ["vsock://ANY:1", "vsock+unix:///x:1", "fd://3"])
+async def test_a_plain_listener_is_unix_or_tcp(url: str) -> None:
+    with pytest.raises(ConfigError, match="want unix:///path or tcp://host:port"):
+        await listen(parse_endpoint(url))
+
+
+async def test_ipv6_if_that_is_what_is_written() -> None:
+    assert await endpoint._resolve(parse_endpoint("tcp://[::1]:80")) == (socket.AF_INET6, ("::1", 80, 0, 0))
+    assert await endpoint._resolve(parse_endpoint("tcp://127.0.0.1:80")) == (socket.AF_INET, ("127.0.0.1", 80))
