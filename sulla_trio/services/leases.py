@@ -7,9 +7,9 @@ Source: DESIGN section 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, NamedTuple
 
 from sulla_trio.config import NetworkConfig, format_ip, format_mac
 
@@ -27,7 +27,7 @@ take."""
 class Lease:
     """One address and its MAC. `expires` is in seconds of the caller's clock; None for a static lease."""
 
-    __slots__ = ("bound", "expires", "ip", "mac")
+    __slots__ = ("bound", "expires", "ip", "mac", "taken")
 
     def __init__(self, ip: bytes, mac: bytes, expires: float | None, bound: bool) -> None:
         self.ip = ip
@@ -35,10 +35,20 @@ class Lease:
         self.expires = expires
         self.bound = bound
         """Whether the client has it (ACK); False while it is only offered, or was released."""
+        self.taken = bound
+        """Whether the client ever had it; an offer that nobody took is not worth remembering over a restart."""
 
     def live(self, now: float) -> bool:
         """Whether nobody else can be given the address at `now`."""
         return self.expires is None or now < self.expires
+
+
+class StoredLease(NamedTuple):
+    """One address and the MAC that has it or had it last. `expires` is in unix seconds and may have gone by."""
+
+    ip: bytes
+    mac: bytes
+    expires: float
 
 
 class LeaseTable:
@@ -103,7 +113,7 @@ class LeaseTable:
 
     def bind(self, lease: Lease, now: float) -> None:
         """The client has it: it lasts `seconds` from `now` (also: renewed)."""
-        lease.bound = True
+        lease.bound = lease.taken = True
         if lease.expires is not None:
             lease.expires = now + self.seconds
 
@@ -145,6 +155,33 @@ class LeaseTable:
         table = {lease.ip: lease.mac for lease in (*leases, *self._static.values())}
         table[self.network.gateway_ip] = self.network.gateway_mac
         return {format_ip(ip): format_mac(table[ip]) for ip in sorted(table)}
+
+    def snapshot(self, unix: float) -> list[StoredLease]:
+        """What should be remembered over a restart: every lease that a client has or had, but for the static ones.
+
+        `unix` is what to add to a time of this table's clock to have unix seconds.
+        """
+        return [
+            StoredLease(lease.ip, lease.mac, lease.expires + unix)
+            for lease in self._by_ip.values()
+            if lease.taken and lease.expires is not None
+        ]
+
+    def restore(self, leases: Iterable[StoredLease], unix: float, now: float) -> int:
+        """Take back what `snapshot` gave before a restart; returns how many there are again.
+
+        A lease is left out where the network has changed (another subnet, another static lease), or where its address or
+        its MAC has one already. None lasts longer than a new one would: the wall clock may have been put back meanwhile.
+        """
+        restored = 0
+        for ip, mac, expires in leases:
+            if mac in self._static or mac in self._by_mac or ip in self._by_ip or not self._take(ip, now):
+                continue
+            lease = Lease(ip, mac, min(expires - unix, now + self.seconds), True)
+            lease.bound = lease.live(now)
+            self._by_mac[mac] = self._by_ip[ip] = lease
+            restored += 1
+        return restored
 
     def is_free(self, ip: bytes, now: float) -> bool:
         """Whether `ip` may be given to any MAC at `now`."""

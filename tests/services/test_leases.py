@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sulla_trio.config import GUEST_MAC, NetworkConfig, format_ip, network_config, parse_ip
-from sulla_trio.services.leases import DECLINED_SECONDS, OFFER_SECONDS, Lease, LeaseTable
+from sulla_trio.services.leases import DECLINED_SECONDS, OFFER_SECONDS, Lease, LeaseTable, StoredLease
 
 NETWORK = network_config()
 
@@ -149,6 +149,75 @@ def test_the_table_is_bounded_whatever_the_prefix() -> None:
     assert table.offer(mac(5), OFFER_SECONDS, parse_ip("10.77.0.1")) is not None
 
 
+def test_a_restart_keeps_who_has_what() -> None:
+    before = LeaseTable(small())
+    assert [take(before, number, 100.0) for number in (1, 2)] == ["10.0.0.3", "10.0.0.4"]
+    stored = before.snapshot(unix=1000.0)
+    assert stored == [
+        StoredLease(parse_ip("10.0.0.3"), mac(1), 4700.0),
+        StoredLease(parse_ip("10.0.0.4"), mac(2), 4700.0),
+    ]
+    after = LeaseTable(small())
+    assert after.restore(stored, unix=4000.0, now=5.0) == 2
+    assert take(after, 3, 5.0) == "10.0.0.5"
+    held = after.lookup(mac(2), 5.0)
+    assert held is not None
+    assert (format_ip(held.ip), held.bound, held.expires) == ("10.0.0.4", True, 700.0)
+    assert after.snapshot(unix=4000.0)[:2] == stored
+
+
+def test_an_expired_lease_and_a_released_one_are_remembered_for_their_macs() -> None:
+    before = LeaseTable(small())
+    take(before, 1, 0.0)
+    take(before, 2, 0.0)
+    assert before.release(mac(2), parse_ip("10.0.0.4"), 1.0)
+    after = LeaseTable(small())
+    assert after.restore(before.snapshot(unix=0.0), unix=9000.0, now=0.0) == 2
+    assert list(after.all(0.0)) == ["10.0.0.1", "10.0.0.2"]
+    assert [take(after, number) for number in (2, 1)] == ["10.0.0.4", "10.0.0.3"]
+
+
+def test_an_offer_that_nobody_took_is_not_kept() -> None:
+    table = LeaseTable(small())
+    table.offer(mac(1), 0.0)
+    assert table.snapshot(unix=0.0) == []
+    take(table, 1)
+    table.offer(mac(1), 4000.0)  # expired, offered again, not taken this time
+    assert len(table.snapshot(unix=0.0)) == 1
+
+
+@pytest.mark.parametrize(
+    "ip", ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.6", "10.0.0.7", "10.0.0.9", "192.168.127.3"]
+)
+def test_a_restored_lease_cannot_take_what_is_never_given(ip: str) -> None:
+    table = LeaseTable(small())
+    assert table.restore([StoredLease(parse_ip(ip), mac(1), 1e9)], unix=0.0, now=0.0) == 0
+    assert take(table, 1) == "10.0.0.3"
+
+
+def test_a_restored_lease_takes_from_nobody_and_lasts_no_longer_than_a_new_one() -> None:
+    table = LeaseTable(small())
+    take(table, 1)
+    three, four, five = (parse_ip(f"10.0.0.{last}") for last in (3, 4, 5))
+    leases = [
+        StoredLease(three, mac(2), 1e9),  # its address is somebody's
+        StoredLease(four, mac(1), 1e9),  # its MAC has one
+        StoredLease(four, GUEST_MAC, 1e9),  # static
+        StoredLease(five, mac(3), 1e9),
+        StoredLease(five, mac(4), 1e9),
+    ]
+    assert table.restore(leases, unix=0.0, now=50.0) == 1
+    held = table.lookup(mac(3), 50.0)
+    assert held is not None
+    assert (held.ip, held.expires) == (five, 3650.0)
+
+
+def test_restoring_is_bounded() -> None:
+    table = LeaseTable(network_config("10.0.0.0/8"), max_leases=4)
+    leases = [StoredLease(bytes((10, 1, 0, last)), mac(last), 1e9) for last in range(1, 9)]
+    assert table.restore(leases, unix=0.0, now=0.0) == 4
+
+
 class Leases(RuleBasedStateMachine):
     """Whatever clients do, no address has two live holders and nothing reserved is given."""
 
@@ -186,6 +255,19 @@ class Leases(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 61.0, 3601.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule(seconds=st.sampled_from([0.0, 61.0, 3601.0]), forward=st.sampled_from([-1e6, 0.0, 1e6]))
+    def restart(self, seconds: float, forward: float) -> None:
+        stored = self.table.snapshot(unix=1e9 - self.now)
+        held = {one.mac: self.table.lookup(one.mac, self.now) for one in stored}
+        self.table = LeaseTable(small())
+        assert self.table.restore(stored, unix=1e9 + seconds - forward, now=forward) == len(stored)
+        self.now = forward
+        for client, before in held.items():
+            after = self.table.lookup(client, self.now)
+            if seconds == 0.0:
+                assert (after is None) == (before is None)
+            assert after is None or (before is not None and after.ip == before.ip)
 
     @invariant()
     def one_holder_each(self) -> None:
