@@ -7,8 +7,10 @@ removal; its UDP mappings do not.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -22,8 +24,13 @@ from sulla_trio.forward.inbound_udp import UdpForward, bind_udp
 from sulla_trio.forward.relay import SocketRelay, tune
 from sulla_trio.link.endpoint import take_socket
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds for the guest to accept (gvproxy's)."""
+RESTORE_WAITS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds between attempts to have a forward of before the restart again: whoever holds its port then (often the
+host-switch that was replaced) is gone within a minute, or here to stay."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,6 +48,7 @@ class _Running:
     entry: ForwardEntry
     scope: trio.CancelScope
     stopped: trio.Event
+    bound: bool = False
 
 
 class ForwardTable:
@@ -49,6 +57,8 @@ class ForwardTable:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._running: dict[tuple[str, str], _Running] = {}
+        self._wanted: dict[tuple[str, str], ForwardEntry] = {}
+        """Forwards of before a restart that are not there again (yet)."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -63,7 +73,13 @@ class ForwardTable:
 
     def all(self) -> list[ForwardEntry]:
         """Sorted by local, then protocol (byte order)."""
-        return sorted(running.entry for running in self._running.values())
+        return sorted(running.entry for running in self._running.values() if running.bound)
+
+    def snapshot(self) -> list[ForwardEntry]:
+        """What should be there again after a restart: the forwards that were asked for by the API, and those of before the
+        last restart that could not be had since. Those of the command line are left out: it will name them again."""
+        kept = [entry for entry in self.all() if entry.source != "static"]
+        return kept + list(self._wanted.values())
 
     async def expose(self, local: str, remote: str, protocol: str = "tcp", *, source: str = "api") -> None:
         """Listen on `local` and forward to `remote`. Returns when the listener is bound.
@@ -71,35 +87,15 @@ class ForwardTable:
         Raises:
             ForwardError: with gvproxy's text: already running, unknown protocol, invalid remote, or the bind error.
         """
-        key = (protocol, local)
-        if key in self._running:
-            raise ForwardError("running", f"proxy already running for {protocol} on {local}")
-        if protocol not in ("tcp", "udp"):
-            known = {"unix", "npipe"}
-            text = (
-                f"{protocol} forwards are not supported by this host-switch"
-                if protocol in known
-                else f"unknown protocol {protocol}"
-            )
-            raise ForwardError("protocol", text)
-        target = parse_remote(remote)
-        if self._nursery is None:
-            raise ForwardError("closed", "the network is shutting down")
         entry = ForwardEntry(local, protocol, remote, source)
-        running = _Running(entry, trio.CancelScope(), trio.Event())
-        self._running[key] = running  # before the first await: two at once for one address must not both bind
-        serve = self._serve_tcp if protocol == "tcp" else self._serve_udp
+        # Whoever asks now is answered now: an older wish for the same address is over, whatever the answer.
+        self._wanted.pop((protocol, local), None)
         try:
-            await self._nursery.start(serve, running, target)
-        except OSError as error:
-            del self._running[key]
-            failure = bind_error(protocol, local, error)
-            self._emit("failed", entry, reason=str(failure))
-            raise failure from None
-        except BaseException:
-            self._running.pop(key, None)
+            await self._start(entry)
+        except ForwardError as failure:
+            if failure.code in ("bind", "privileged"):
+                self._emit("failed", entry, reason=str(failure))
             raise
-        self._emit("added", entry)
 
     async def unexpose(self, local: str, protocol: str = "tcp") -> None:
         """Close the listener of a forward and wait until it is closed. Live TCP connections go on.
@@ -107,12 +103,89 @@ class ForwardTable:
         Raises:
             ForwardError: ``proxy not found``.
         """
+        wanted = self._wanted.pop((protocol, local), None)
         running = self._running.pop((protocol, local), None)
-        if running is None:
+        if running is not None:
+            running.scope.cancel()
+            await running.stopped.wait()
+            self._emit("removed", running.entry)
+        elif wanted is not None:
+            self._emit("removed", wanted)
+        else:
             raise ForwardError("unknown", "proxy not found")
-        running.scope.cancel()
-        await running.stopped.wait()
-        self._emit("removed", running.entry)
+
+    def want(self, entries: Iterable[ForwardEntry]) -> None:
+        """Remember the forwards of before a restart, for `restore` to have them again. `snapshot` has them from now on.
+
+        An address that is forwarded already stays as it is.
+        """
+        for entry in entries:
+            if (entry.protocol, entry.local) not in self._running:
+                self._wanted[entry.protocol, entry.local] = entry
+
+    async def restore(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Have the forwards again that `want` was told. Started when all that can be had at once are there.
+
+        One that cannot is told once, tried again for about a minute, and left alone then; it stays in `snapshot`, so that
+        the next restart tries it again, until it is exposed or unexposed. Raises nothing.
+        """
+        failed = await self._restore_wanted()
+        for entry, failure in failed:
+            log.warning("cannot restore the forward of %s to %s: %s", entry.local, entry.remote, failure)
+            self._emit("failed", entry, reason=str(failure))
+        task_status.started()
+        for seconds in RESTORE_WAITS:
+            if not self._wanted:
+                return
+            await trio.sleep(seconds)
+            await self._restore_wanted()
+
+    async def _restore_wanted(self) -> list[tuple[ForwardEntry, ForwardError]]:
+        """Try each forward that is wanted once; what could not be had, and why."""
+        failed = []
+        for key, entry in list(self._wanted.items()):
+            if self._wanted.get(key) is not entry:
+                continue  # somebody has exposed or unexposed it while an earlier one was being bound
+            try:
+                await self._start(entry)
+            except ForwardError as failure:
+                if key in self._wanted:
+                    failed.append((entry, failure))
+            else:
+                self._wanted.pop(key, None)
+        return failed
+
+    async def _start(self, entry: ForwardEntry) -> None:
+        """Bind the listener of `entry` and serve it in the table's nursery."""
+        key = (entry.protocol, entry.local)
+        if key in self._running:
+            raise ForwardError("running", f"proxy already running for {entry.protocol} on {entry.local}")
+        _check_protocol(entry.protocol)
+        target = parse_remote(entry.remote)
+        if self._nursery is None:
+            raise ForwardError("closed", "the network is shutting down")
+        running = _Running(entry, trio.CancelScope(), trio.Event())
+        self._running[key] = running  # before the first await: two at once for one address must not both bind
+        serve = self._serve_tcp if entry.protocol == "tcp" else self._serve_udp
+        try:
+            await self._nursery.start(serve, running, target)
+        except OSError as error:
+            self._drop(key, running)
+            raise bind_error(entry.protocol, entry.local, error) from None
+        except ValueError as error:  # a name that no resolver takes (embedded NUL, a label over 63 bytes)
+            self._drop(key, running)
+            raise ForwardError("bind", f"invalid address: {error}") from None
+        except BaseException:
+            self._drop(key, running)
+            raise
+        if self._running.get(key) is not running:
+            raise ForwardError("closed", f"{entry.local} was unexposed meanwhile")
+        running.bound = True
+        self._emit("added", entry)
+
+    def _drop(self, key: tuple[str, str], running: _Running) -> None:
+        if self._running.get(key) is running:
+            del self._running[key]
 
     def _emit(self, what: str, entry: ForwardEntry, **more: Any) -> None:
         self._driver.events.emit(
@@ -241,6 +314,13 @@ class _Opening:
         self.gone = True
         self.reason = "refused" if reason in ("reset", "refused") and not self.open else reason
         self.decided.set()
+
+
+def _check_protocol(protocol: str) -> None:
+    if protocol in ("unix", "npipe"):
+        raise ForwardError("protocol", f"{protocol} forwards are not supported by this host-switch")
+    if protocol not in ("tcp", "udp"):
+        raise ForwardError("protocol", f"unknown protocol {protocol}")
 
 
 def parse_remote(remote: str) -> tuple[bytes, int]:

@@ -6,11 +6,12 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 
 from sulla_trio.config import PortForward
 from sulla_trio.errors import ForwardError
 from sulla_trio.forward import inbound
-from sulla_trio.forward.inbound import parse_remote, split_local
+from sulla_trio.forward.inbound import ForwardEntry, parse_remote, split_local
 from sulla_trio.vnet.sockets import TcpListener
 from tests.support.two_drivers import GUEST, gateway_and_guest
 
@@ -125,6 +126,124 @@ async def test_connection_reaches_the_guest_and_outlives_the_forward() -> None:
         closed = network.events.since(0)[-1]
         assert closed["type"] == "forward.closed"
         assert (closed["bytes_in"], closed["bytes_out"], closed["reason"]) == (2, 3, "eof")
+
+
+def forward_events(network) -> list[tuple[str, str]]:
+    return [
+        (event["type"].removeprefix("forward."), event["local"])
+        for event in network.events.since(0)
+        if event["type"].startswith("forward.")
+    ]
+
+
+async def test_snapshot_has_what_the_command_line_does_not_name() -> None:
+    static, api, guest = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    async with gateway_and_guest() as (network, _):
+        await network.add_static_forwards((PortForward(static, "192.168.127.2:80"),))
+        await network.forwards.expose(api, "192.168.127.2:80", "tcp")
+        await network.forwards.expose(guest, "192.168.127.2:53", "udp", source="guest")
+        kept = network.forwards.snapshot()
+        assert sorted(kept) == sorted(
+            [ForwardEntry(api, "tcp", "192.168.127.2:80"), ForwardEntry(guest, "udp", "192.168.127.2:53")]
+        )
+        assert {entry.local: entry.source for entry in kept} == {api: "api", guest: "guest"}
+
+
+async def test_restored_forwards_answer_and_a_static_one_stays_as_it_is() -> None:
+    static, other = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    entries = [
+        ForwardEntry(static, "tcp", "192.168.127.2:1"),
+        ForwardEntry(other, "tcp", "192.168.127.2:80", "guest"),
+        ForwardEntry(other, "udp", "192.168.127.2:80"),
+    ]
+    async with gateway_and_guest() as (network, guest), trio.open_nursery() as nursery:
+        await network.add_static_forwards((PortForward(static, "192.168.127.2:80"),))
+        network.forwards.want(entries)
+        await nursery.start(network.forwards.restore)
+        assert [(entry.local, entry.protocol, entry.remote) for entry in network.forwards.all()] == sorted(
+            [
+                (static, "tcp", "192.168.127.2:80"),
+                (other, "tcp", "192.168.127.2:80"),
+                (other, "udp", "192.168.127.2:80"),
+            ]
+        )
+        assert sorted(network.forwards.snapshot()) == sorted(entries[1:])
+        listener = TcpListener(guest, GUEST, 80)
+        guest.on_request = listener.requested
+        async with await trio.open_tcp_stream("127.0.0.1", int(other[10:])), await listener.accept():
+            pass
+
+
+async def test_a_restored_forward_whose_port_is_taken_is_told_once_and_comes_when_it_is_free(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gateway_and_guest() as (network, _), trio.open_nursery() as nursery:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            local = f"127.0.0.1:{taken.getsockname()[1]}"
+            entry = ForwardEntry(local, "tcp", "192.168.127.2:80", "guest")
+            network.forwards.want([entry])
+            await nursery.start(network.forwards.restore)
+            await trio.sleep(10.0)
+            assert network.forwards.all() == []
+            assert network.forwards.snapshot() == [entry]
+        await trio.sleep(10.0)
+        assert network.forwards.all() == [entry]
+        assert network.forwards.all()[0].source == "guest"
+        assert forward_events(network) == [("failed", local), ("added", local)]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"cannot restore the forward of {local} to 192.168.127.2:80: listen tcp {local}: bind: address already in use"
+    )
+
+
+async def test_after_a_minute_it_is_left_alone_but_not_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    async with gateway_and_guest() as (network, _), trio.open_nursery() as nursery:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            entry = ForwardEntry(f"127.0.0.1:{taken.getsockname()[1]}", "tcp", "192.168.127.2:80")
+            network.forwards.want([entry])
+            await nursery.start(network.forwards.restore)
+            await trio.sleep(120.0)
+            assert not nursery.child_tasks
+        assert network.forwards.snapshot() == [entry]
+        await network.forwards.unexpose(entry.local, "tcp")
+        assert network.forwards.snapshot() == []
+        assert forward_events(network) == [("failed", entry.local), ("removed", entry.local)]
+        with pytest.raises(ForwardError, match="proxy not found"):
+            await network.forwards.unexpose(entry.local, "tcp")
+
+
+async def test_who_exposes_a_wanted_address_takes_its_place(autojump_clock: trio.testing.MockClock) -> None:
+    async with gateway_and_guest() as (network, _), trio.open_nursery() as nursery:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            local = f"127.0.0.1:{taken.getsockname()[1]}"
+            network.forwards.want([ForwardEntry(local, "tcp", "192.168.127.2:80")])
+            await nursery.start(network.forwards.restore)
+            with pytest.raises(ForwardError, match="address already in use"):
+                await network.forwards.expose(local, "192.168.127.2:81", "tcp")
+            assert network.forwards.snapshot() == []
+        await trio.sleep(120.0)
+        assert network.forwards.all() == []
+        await network.forwards.expose(local, "192.168.127.2:81", "tcp")
+
+
+@pytest.mark.parametrize("local", ["a" * 64 + ".example:80", "127.0.0.1", "\u2028:80", "no-such-name.invalid:80"])
+async def test_an_address_that_cannot_be_had_ends_no_restore(
+    local: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = ForwardEntry(f"127.0.0.1:{free_port()}", "tcp", "192.168.127.2:80")
+    bad = ForwardEntry(local, "tcp", "192.168.127.2:80")
+    async with gateway_and_guest() as (network, _), trio.open_nursery() as nursery:
+        network.forwards.want([bad, good])
+        await nursery.start(network.forwards.restore)
+        assert network.forwards.all() == [good]
+        assert len(caplog.records) == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_refused_by_the_guest_closes_the_client() -> None:
