@@ -29,6 +29,7 @@ def flags(program: str) -> FlagSet:
     declared.add_bool("no-host-loopback", "do not let the guest reach 127.0.0.1 of the host through .254", ours=True)
     declared.add_string("host-loopback-ports", "only these ports through .254: a comma-separated `LIST`", ours=True)
     declared.add_repeated("deny-out", "do not let the guest reach `CIDR`, repeatable", ours=True)
+    declared.add_string("state", "keep forwards and leases over a restart in `FILE`", ours=True)
     declared.add_bool("strict", "let an unexpected exception end the daemon", ours=True)
     declared.add_string("logfile", "log to `PATH` instead of stderr", ours=True)
     return declared
@@ -59,6 +60,7 @@ def config(values: dict[str, Any]) -> HostSwitchConfig:
         forwards=tuple(forwards.values()),
         listen=listen,
         data=values["data"],
+        state=values["state"],
         debug=values["debug"],
         strict=values["strict"],
     )

@@ -35,6 +35,8 @@ class HostSwitchConfig:
     """Endpoint URLs of the host API; empty: none."""
     data: str = ""
     """Where the data connection is: ``fd://N`` (connected, given by the parent), else a URL to listen on."""
+    state: str = ""
+    """File that forwards and leases are kept in over a restart; empty: none."""
     debug: bool = False
     strict: bool = False
 
@@ -66,6 +68,8 @@ async def _serve(network: VirtualNetwork, config: HostSwitchConfig, nursery: tri
         await network.add_static_forwards(config.forwards)
     except ForwardError as error:
         raise ConfigError(f"creating virtual network failed: {error}") from None
+    if config.state:
+        await _keep_state(network, config.state, nursery)
     if config.data:
         await nursery.start(_serve_data, network, config.data, nursery.cancel_scope)
     # Quart and Hypercorn take half a second to import: after the link, so that the first frame does not wait for them.
@@ -73,6 +77,12 @@ async def _serve(network: VirtualNetwork, config: HostSwitchConfig, nursery: tri
     network.events.emit("daemon.ready", gateway=format_ip(config.network.gateway_ip))
     if config.debug:
         nursery.start_soon(_log_counters, network)
+
+
+async def _keep_state(network: VirtualNetwork, path: str, nursery: trio.Nursery) -> None:
+    from sulla_trio.daemons.state_file import keep_state  # msgspec is for those who have a file
+
+    await nursery.start(keep_state, network, path)
 
 
 def raise_descriptor_limit() -> None:

@@ -20,6 +20,7 @@ def test_host_switch_defaults() -> None:
     assert str(config.network.subnet) == "192.168.127.0/24"
     assert (config.network.mtu, config.network.host_loopback, config.network.host_loopback_ports) == (1500, True, None)
     assert (config.forwards, config.data, config.debug, config.strict) == ((), "", False, False)
+    assert config.state == ""
     assert config.listen[0].startswith("unix:///")
     assert config.listen[0].endswith("/sulla/host-switch.sock")
 
@@ -27,12 +28,14 @@ def test_host_switch_defaults() -> None:
 def test_host_switch_flags() -> None:
     config = host(
         "-debug", "--subnet", "10.1.2.77/16", "--mtu=65000", "--listen", "none", "--data", "fd://5", "--strict",
+        "--state", "s.json",
         "-port-forward", "127.0.0.1:1=10.1.2.2:1", "-port-forward", "udp:127.0.0.1:1=10.1.2.2:1",
         "-port-forward=127.0.0.1:1=10.1.2.2:2",
         "--no-host-loopback", "--host-loopback-ports", "80,8000-8002", "--deny-out", "10.0.0.0/8", "--deny-out=1.1.1.1",
     )  # fmt: skip
     assert config.network.gateway_ip == bytes([10, 1, 2, 1])
     assert (config.network.mtu, config.data, config.debug, config.strict) == (65000, "fd://5", True, True)
+    assert config.state == "s.json"
     assert config.listen == ()
     assert config.forwards == (
         PortForward("127.0.0.1:1", "10.1.2.2:2"),  # the last of the same local address
