@@ -18,18 +18,25 @@ from sulla_trio.errors import BadPacket, LocalError
 from sulla_trio.netstack import events
 from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.credit import CreditBudget
+from sulla_trio.netstack.held import HeldPorts
 from sulla_trio.netstack.ip import BROADCAST_PORT, Frame, IpLayer, RandomSource
 from sulla_trio.netstack.neighbor import Neighbor
 from sulla_trio.netstack.pending import PendingRequests
 from sulla_trio.netstack.statistics import statistics
 from sulla_trio.netstack.tcp import TcpConnection
 from sulla_trio.netstack.tcp_options import TcpOptions
+from sulla_trio.netstack.tcp_state import State
 from sulla_trio.wire import ethernet, icmp, inet, ipv4, tcp
 
 __all__ = ["BROADCAST_PORT", "Frame", "RandomSource", "Stack"]
 
 EPHEMERAL_PORTS: Final = (16_000, 65_536)
 """Local ports of connections to guests (gvproxy's range)."""
+BATCH_BYTES: Final = 512 << 10
+"""Frames of TCP made at once, about: with the 1 MiB that a connection adds at most they stay below a link's out-queue, so
+that the queue is seen to be full (`hold`) before it drops anything of TCP."""
+_FRAME_COST: Final = 70
+"""Bytes of a frame beside its payload."""
 _TCP_OFFSET: Final = 34
 """Of TCP in a frame whose IP header has no options."""
 _FRAME_MIN: Final = 54
@@ -60,6 +67,8 @@ class Stack(IpLayer):
         self._secret = random.getrandbits(128).to_bytes(16, "big")
         self._pending = PendingRequests()
         self._dirty: list[TcpConnection] = []
+        self._held = HeldPorts()
+        self.batch = 0
         self._timers: list[tuple[float, int, TcpConnection]] = []
         self._timer_count = 0
         self._time_wait: OrderedDict[bytes, TcpConnection] = OrderedDict()
@@ -108,15 +117,40 @@ class Stack(IpLayer):
         super().receive(frame, port, now)
 
     def frames_to_send(self, now: float) -> list[Frame]:
-        """What is due: (egress port or `BROADCAST_PORT`, headers, payload). Frame and list are the caller's."""
+        """What is due: (egress port or `BROADCAST_PORT`, headers, payload). Frame and list are the caller's.
+
+        Call it until it returns nothing; after each batch say with `hold` which ports could not take all of theirs.
+        """
         self._now = now
+        self.batch += 1
         frames = self._frames
         if self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for connection in dirty:
-                connection.frames(now, frames)
+            self._connections_frames(now, frames)
         self._frames = []
         return frames
+
+    def _connections_frames(self, now: float, frames: list[Frame]) -> None:
+        dirty, held = self._dirty, self._held
+        self._dirty = []
+        size = 0
+        for at, connection in enumerate(dirty, 1):
+            if held and connection.port in held and connection.state is not State.CLOSED:
+                held.add(connection)
+                continue
+            unsent = connection.snd.unsent
+            connection.frames(now, frames)
+            size += unsent - connection.snd.unsent
+            if size + _FRAME_COST * len(frames) >= BATCH_BYTES:
+                self._dirty = dirty[at:] + self._dirty
+                return
+
+    def hold(self, port: int) -> None:
+        """The link of `port` did not take all of the last batch: TCP sends nothing there until `release`. Idempotent."""
+        self._held.hold(port, self.batch)
+
+    def release(self, port: int) -> None:
+        """The out-queue of `port` is empty again; what waited is due (`frames_to_send`)."""
+        self._dirty = self._held.release(port) + self._dirty
 
     def poll_at(self) -> float | None:
         """When `handle_timer` wants to be called; None: never."""
@@ -177,6 +211,11 @@ class Stack(IpLayer):
         if self.connections.get(connection.key) is connection:
             del self.connections[connection.key]
         self._time_wait.pop(connection.key, None)
+        if self._held.discard(connection):
+            self._dirty.append(connection)  # a RST is due, whatever the queue
+
+    def is_queued(self, connection: TcpConnection) -> bool:
+        return self._held.is_queued(connection)
 
     def entered_time_wait(self, connection: TcpConnection) -> None:
         self._time_wait[connection.key] = connection
@@ -376,3 +415,4 @@ class Stack(IpLayer):
             self._cancel(key)
         for connection in [connection for connection in self.connections.values() if connection.port == port]:
             connection.fail("reset", now)
+        self._held.release(port)

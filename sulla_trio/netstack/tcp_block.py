@@ -51,6 +51,7 @@ class TransmissionControlBlock:
         "remote_port",
         "reset",
         "sack",
+        "sent_batch",
         "sink",
         "sink_closed",
         "snd",
@@ -89,6 +90,8 @@ class TransmissionControlBlock:
         self.last_heard = self.probed_at = now
         self.challenged_at = -NEVER
         self.unanswered = 0
+        self.sent_batch = -1
+        """The batch in which something that can be lost (not a pure ACK) was sent last."""
         self.delack_at = self.life_at = self.armed_at = NEVER
         self.syn_due = self.probe = False
         self.reset: tuple[int, int, int] | None = None

@@ -32,6 +32,8 @@ class TcpHost(Protocol):
     credit: CreditBudget
     gateway_mac: bytes
     """Source of every frame."""
+    batch: int
+    """Number of the present call of `frames_to_send`."""
 
     def mark_dirty(self, connection: TcpConnection) -> None:
         """Call `connection.frames` at the next `frames_to_send`. Called once until then (`connection.dirty` is the
@@ -50,6 +52,10 @@ class TcpHost(Protocol):
 
     def forget(self, connection: TcpConnection) -> None:
         """The connection is CLOSED: remove it from the table. Its last frames (a RST) are still due if it is dirty."""
+
+    def is_queued(self, connection: TcpConnection) -> bool:
+        """Whether what `connection` sent last, in batch `connection.sent_batch`, still waits in this machine for its
+        link to take it. To send it again would help nobody."""
 
     def entered_time_wait(self, connection: TcpConnection) -> None:
         """The connection is in TIME-WAIT; keep at most `options.time_wait_limit` of them by calling `expire` on the

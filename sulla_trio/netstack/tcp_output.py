@@ -118,6 +118,7 @@ def _data(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) -> 
 def _sent_up_to(c: TcpConnection, seq: int, segments: int) -> None:
     """Move SND.MAX; what ends at or before it was a retransmission."""
     snd = c.snd
+    c.sent_batch = c.host.batch
     if (snd.max - seq) & 0x80000000:
         snd.max = seq
     elif snd.retransmits:
@@ -134,6 +135,7 @@ def _resend_first(c: TcpConnection, header: HeaderTemplate, now: float, out: Fra
         _append(c, header, snd.una, ACK | FIN, b"", now, out)
     else:
         return
+    c.sent_batch = c.host.batch
     c.host.counters.tcp_retransmits += 1
 
 
@@ -142,6 +144,7 @@ def _probe(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) ->
     3.8.6.2.1); or a keep-alive: the octet before SND.UNA without data (section 3.8.4)."""
     snd = c.snd
     c.probe = False
+    c.sent_batch = c.host.batch
     if not snd.persisting:
         _append(c, header, (snd.una - 1) & MASK, ACK, b"", now, out)
         return

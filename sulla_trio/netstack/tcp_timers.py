@@ -27,6 +27,9 @@ def timers_due(c: TcpConnection, now: float) -> None:
     if c.snd.retransmit_at <= now:
         if c.state in _OPENING:
             _syn_timed_out(c, now)
+        elif c.host.is_queued(c) or (c.snd.persisting and c.dirty):
+            c.snd.retransmit_at = NEVER  # it has not left this machine: the timer starts again when the link takes more
+            c.touch()
         elif c.snd.persisting:
             _probe_window(c, now)
         else:
@@ -108,12 +111,12 @@ def _life_timed_out(c: TcpConnection, now: float) -> None:
 
 
 def _keep_alive(c: TcpConnection, now: float) -> None:
-    """RFC 9293 section 3.8.4. Data under way is its own probe."""
+    """RFC 9293 section 3.8.4. Data under way is its own probe; one that waits for the link is not repeated."""
     options = c.host.options
     idle_until = c.last_heard + options.keepalive_idle
     if idle_until > now:
         c.life_at = idle_until
-    elif c.snd.retransmit_at != NEVER:
+    elif c.snd.retransmit_at != NEVER or c.dirty:
         c.life_at = now + options.keepalive_interval
     elif _unanswered(c, now) >= options.keepalive_probes:
         tcp_lifecycle.end(c, Trigger.USER_TIMEOUT, "timeout", reset=True)

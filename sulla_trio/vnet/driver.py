@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -143,7 +144,7 @@ class Driver:
         self.events.emit("link.up", port=port_id, peer=endpoint.name)
         try:
             async with trio.open_nursery() as nursery:
-                port = self._ports[port_id] = Port(port_id, endpoint, nursery)
+                port = self._ports[port_id] = Port(port_id, endpoint, nursery, partial(self._drained, port_id))
                 try:
                     await self._read_link(port)
                 except OSError as error:
@@ -188,18 +189,30 @@ class Driver:
         now = self.now()
         switch_ingress, receive, counters = self.switch.ingress, self.stack.receive, self.counters
         received = 0
+        switched: set[Port] = set()
         for frame in frames:
             received += len(frame)
             to_gateway, others = switch_ingress(port_id, frame)
             if to_gateway:
                 receive(frame, port_id, now)
             for other in others:
-                self._transmit(self._ports[other], bytes(frame), b"")
+                port = self._ports[other]
+                self._transmit(port, bytes(frame), b"")
+                switched.add(port)
         counters.frames_received += len(frames)
         counters.bytes_received += received
+        for port in switched:
+            self._flush(port)  # first, so that TCP finds either room or a held port
         self.pump()
-        for port in self._ports.values():
-            port.flush()
+
+    def _flush(self, port: Port) -> None:
+        port.flush()
+        if port.backlogged:
+            self.stack.hold(port.id)
+
+    def _drained(self, port_id: int) -> None:
+        self.stack.release(port_id)
+        self.pump()
 
     def _transmit(self, port: Port, header: bytes, payload: Any) -> None:
         if port.transmit(header, payload):
@@ -238,7 +251,7 @@ class Driver:
                             self._transmit(port, header, payload)
                             touched.add(port)
                 for port in touched:
-                    port.flush()
+                    self._flush(port)
                 touched.clear()
         finally:
             self._pumping = False

@@ -38,6 +38,7 @@ class BareStack:
         self.dirty: list[TcpConnection] = []
         self.heap: list[tuple[float, int, TcpConnection]] = []
         self._pushed = 0
+        self.batch = 0
 
     # TcpHost
 
@@ -53,6 +54,9 @@ class BareStack:
 
     def forget(self, connection: TcpConnection) -> None:
         self.connections.pop(connection.key, None)
+
+    def is_queued(self, connection: TcpConnection) -> bool:
+        return False
 
     def entered_time_wait(self, connection: TcpConnection) -> None:
         self.time_wait.append(connection)
@@ -90,6 +94,7 @@ class BareStack:
             self.accepted.append(connection)
 
     def frames_to_send(self, now: float) -> list[tuple[int, bytes, bytes | memoryview]]:
+        self.batch += 1
         out: list[tuple[int, bytes, bytes | memoryview]] = []
         dirty, self.dirty = self.dirty, []
         for connection in dirty:
