@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench_lib import measure, peers, report
+from bench_lib import core, measure, peers, report
 
 
 def parse() -> argparse.Namespace:
@@ -49,6 +50,9 @@ def throughput(
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["core"]:
+        core.main(sys.argv[2:])
+        return
     arguments = parse()
     load = os.getloadavg()[0]
     pairs = [
