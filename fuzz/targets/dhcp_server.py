@@ -1,4 +1,4 @@
-"""No request raises, and what is leased is inside the pool and never one of the reserved addresses.
+"""No request raises, what is leased is inside the pool and never reserved, and no guest's text gets into an event.
 
 The input is a train of requests, each a two-byte length in front, against one server with three addresses to give.
 """
@@ -14,12 +14,14 @@ from sulla_trio.services.events import EventLog
 from sulla_trio.services.leases import LeaseTable
 from sulla_trio.wire import dhcp
 
+DICTIONARY = (b"\x3c\x23sulla-vm-switch subnet=", b"10.9.0.0/16", b"/33")
 NETWORK = NetworkConfig(ipaddress.IPv4Network("10.0.0.0/29"), *(bytes((10, 0, 0, last)) for last in (1, 2, 6)))
 
 
 def fuzz_one(data: bytes) -> None:
     leases = LeaseTable(NETWORK)
-    server = DhcpServer(NETWORK, leases, EventLog(lambda: 0.0, 16))
+    events = EventLog(lambda: 0.0)
+    server = DhcpServer(NETWORK, leases, events)
     now, offset = 0.0, 0
     while offset + 2 <= len(data):
         end = offset + 2 + int.from_bytes(data[offset : offset + 2], "big")
@@ -38,3 +40,6 @@ def fuzz_one(data: bytes) -> None:
             assert 2 <= message.yiaddr[3] <= 5
             assert message.yiaddr[3] != 2 or message.chaddr == NETWORK.guest_mac
     assert len(leases.all(now)) <= 5
+    for event in events.since(0):
+        if event["type"] == "lease.subnet_mismatch":
+            assert str(ipaddress.IPv4Network(event["guest_subnet"])) == event["guest_subnet"] != event["subnet"]

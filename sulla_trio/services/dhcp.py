@@ -7,6 +7,8 @@ waiting.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Final, NamedTuple
 
 from sulla_trio.config import NetworkConfig, format_ip, format_mac
@@ -17,6 +19,10 @@ from sulla_trio.wire import dhcp
 ANY: Final = b"\0\0\0\0"
 BROADCAST: Final = b"\xff" * 4
 MIN_MAX_MESSAGE: Final = 576  # RFC 2131 section 2: what every client takes, IP and UDP headers included
+MAX_TOLD: Final = 1024
+"""Pairs of MAC and subnet remembered as told: far beyond any one network; a flood of made-up ones costs the oldest."""
+MAX_VENDOR_CLASS: Final = 64
+_VENDOR_CLASS: Final = re.compile(rb"sulla-vm-switch subnet=([0-9]{1,3}(?:\.[0-9]{1,3}){3}/[0-9]{1,2})")
 _FIXED_LENGTH: Final = 28 + 240 + 1  # IP and UDP headers, the fixed part with its cookie, the end mark
 
 
@@ -32,7 +38,8 @@ class DhcpServer:
     """Answers for one network; the addresses are the `LeaseTable`'s.
 
     Events: ``lease.acquired``, ``lease.renewed``, ``lease.released``, ``lease.declined``, ``lease.refused`` (NAK) with
-    `ip` and `mac`, and ``lease.exhausted`` once until an address is to be had again.
+    `ip` and `mac`, ``lease.exhausted`` once until an address is to be had again, and ``lease.subnet_mismatch`` once for
+    each `mac` and `guest_subnet` that is not our `subnet`: the two sides were started with different values of `flag`.
     """
 
     def __init__(self, network: NetworkConfig, leases: LeaseTable, events: EventLog) -> None:
@@ -40,6 +47,7 @@ class DhcpServer:
         self._leases = leases
         self._events = events
         self._told_exhausted = False
+        self._told_mismatch: dict[tuple[bytes, ipaddress.IPv4Network], None] = {}
 
     def handle(
         self, request: dhcp.Dhcp, source_ip: bytes, now: float, *, source_port: int = dhcp.CLIENT_PORT
@@ -54,6 +62,7 @@ class DhcpServer:
             return None
         if mac[0] & 1 or mac in (bytes(6), self._network.gateway_mac):
             return None
+        self._compare_subnet(request)
         kind = request.message_type
         reply: Reply | None = None
         if kind == dhcp.DISCOVER:
@@ -102,6 +111,23 @@ class DhcpServer:
         self._leases.bind(lease, now)
         self._emit("renewed" if renewed else "acquired", lease.ip, mac, seconds=self._leases.seconds)
         return self._reply(request, dhcp.ACK, lease, source_ip)
+
+    def _compare_subnet(self, request: dhcp.Dhcp) -> None:
+        """Tell of a guest that was started for another subnet. It gets its lease all the same."""
+        subnet = guest_subnet(request.options.get(dhcp.VENDOR_CLASS, b""))
+        key = (request.chaddr, subnet)
+        if subnet is None or subnet == self._network.subnet or key in self._told_mismatch:
+            return
+        if len(self._told_mismatch) >= MAX_TOLD:
+            del self._told_mismatch[next(iter(self._told_mismatch))]
+        self._told_mismatch[request.chaddr, subnet] = None
+        self._events.emit(
+            "lease.subnet_mismatch",
+            mac=format_mac(request.chaddr),
+            guest_subnet=str(subnet),
+            subnet=str(self._network.subnet),
+            flag="-subnet",
+        )
 
     def _emit(self, what: str, ip: bytes, mac: bytes, **more: int) -> None:
         self._events.emit(f"lease.{what}", ip=format_ip(ip), mac=format_mac(mac), **more)
@@ -157,6 +183,15 @@ class DhcpServer:
         while names and _length({dhcp.DOMAIN_SEARCH: dhcp.emit_search(names)}) > room:
             names = names[:-1]
         return dhcp.emit_search(names)
+
+
+def guest_subnet(vendor_class: bytes) -> ipaddress.IPv4Network | None:
+    """The ``-subnet`` of our vm-switch in option 60; None: another vendor's, or nonsense."""
+    found = _VENDOR_CLASS.fullmatch(vendor_class) if len(vendor_class) <= MAX_VENDOR_CLASS else None
+    try:
+        return None if found is None else ipaddress.IPv4Network(found[1].decode("ascii"), strict=False)
+    except ValueError:
+        return None
 
 
 def _max_message(request: dhcp.Dhcp) -> int:

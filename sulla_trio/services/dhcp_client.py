@@ -60,11 +60,15 @@ class LeaseLost(NamedTuple):
 
 
 class DhcpClient:
-    """One interface's client. `messages_to_send` gives UDP payloads: to broadcast, from 0.0.0.0 until bound."""
+    """One interface's client. `messages_to_send` gives UDP payloads: to broadcast, from 0.0.0.0 until bound.
 
-    def __init__(self, mac: bytes, random: RandomSource, now: float) -> None:
+    `vendor_class` is sent as option 60 where it is not empty (1 to 255 bytes).
+    """
+
+    def __init__(self, mac: bytes, random: RandomSource, now: float, *, vendor_class: bytes = b"") -> None:
         self._mac = mac
         self._random = random
+        self._vendor_class = vendor_class
         self._deadline = now
         self._refusals = 0
         self._events: deque[LeaseAcquired | LeaseLost] = deque()
@@ -77,6 +81,7 @@ class DhcpClient:
         self._xid = self._random.getrandbits(32)
         self._began = now
         self._tries = 0
+        self._confirming = False
         self._offer: tuple[bytes, bytes] | None = None
         self._expiry = self._rebind_at = inf
         self._transmit(now)
@@ -104,6 +109,20 @@ class DhcpClient:
             self._bound(message, now)
         elif kind == dhcp.NAK:
             self._refused(message, now)
+
+    def reconfirm(self, now: float) -> None:
+        """The network under the interface may be another one: have the lease confirmed, or a new one, at once.
+
+        The address stays until a server refuses it or it expires (RFC 2131 section 3.7). The question is a REBINDING
+        client's, so that a server that never heard of us learns the address from it.
+        """
+        if self.lease is None:
+            self._start(now)
+            return
+        self.state, self._tries, self._confirming = ClientState.REBINDING, 0, True
+        self._xid = self._random.getrandbits(32)
+        self._began = now
+        self._transmit(now)
 
     def messages_to_send(self, now: float) -> list[bytes]:
         """What is due."""
@@ -143,7 +162,7 @@ class DhcpClient:
         self._out.append(dhcp.emit(self._message(now)))
         # The exponent is bounded too: a network without a server is a normal state, for weeks.
         delay = min(MAX_RETRY, FIRST_RETRY * 2 ** min(self._tries, 10))
-        if self.state in (ClientState.RENEWING, ClientState.REBINDING):
+        if self.state in (ClientState.RENEWING, ClientState.REBINDING) and not self._confirming:
             # RFC 2131 section 4.4.5: half of what is left, at least a minute.
             until = self._rebind_at if self.state is ClientState.RENEWING else self._expiry
             delay = max(60.0, (until - now) / 2)
@@ -163,6 +182,8 @@ class DhcpClient:
             ciaddr = self.lease.ip
         options[dhcp.PARAMETER_LIST] = WANTED
         options[dhcp.MAX_MESSAGE_SIZE] = MAX_MESSAGE.to_bytes(2, "big")
+        if self._vendor_class:
+            options[dhcp.VENDOR_CLASS] = self._vendor_class
         options[dhcp.CLIENT_ID] = bytes((dhcp.HTYPE_ETHERNET,)) + self._mac
         secs = min(65_535, int(now - self._began))
         return dhcp.Dhcp(dhcp.BOOTREQUEST, 1, 6, self._xid, secs, 0, ciaddr, ANY, ANY, ANY, self._mac, options)
@@ -172,6 +193,7 @@ class DhcpClient:
         if lease is None or (self.state is ClientState.REQUESTING and self._offer and self._offer[1] != lease.server):
             return
         self._refusals = 0
+        self._confirming = False
         self.state = ClientState.BOUND
         if lease.lease_seconds == FOR_EVER:
             self._deadline = self._rebind_at = self._expiry = inf

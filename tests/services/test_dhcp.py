@@ -11,6 +11,7 @@ from scapy.layers.dhcp import BOOTP, DHCP
 
 from sulla_trio.config import GATEWAY_MAC, GUEST_MAC, NetworkConfig, format_ip, network_config, parse_ip
 from sulla_trio.errors import BadPacket
+from sulla_trio.services import dhcp as dhcp_server
 from sulla_trio.services.dhcp import ANY, BROADCAST, DhcpServer, Reply
 from sulla_trio.services.events import EventLog
 from sulla_trio.services.leases import LeaseTable
@@ -142,6 +143,45 @@ def test_exhausted_is_silence_and_one_event() -> None:
     assert [lab.send(dhcp.DISCOVER, now=1.0), lab.send(dhcp.DISCOVER, now=2.0)] == [None, None]
     assert lab.types().count("lease.exhausted") == 1
     assert kind_of(lab.send(dhcp.DISCOVER, now=4000.0)) == dhcp.OFFER
+
+
+def test_a_guest_of_another_subnet_is_told_of_once_and_served() -> None:
+    lab = Lab()
+    for text in ("10.1.0.0/16", "10.1.2.77/16", "192.168.127.0/24", "10.2.0.0/16", "192.168.0.0/16"):
+        value = b"sulla-vm-switch subnet=" + text.encode()
+        for kind in (dhcp.DISCOVER, dhcp.REQUEST):
+            reply = lab.send(kind, vendor_class=value, requested_ip=parse_ip("192.168.127.3"))
+            assert reply is not None
+            assert format_ip(reply.message.yiaddr) == "192.168.127.3"
+    told = [event for event in lab.events.since(0) if event["type"] == "lease.subnet_mismatch"]
+    assert [event["guest_subnet"] for event in told] == ["10.1.0.0/16", "10.2.0.0/16", "192.168.0.0/16"]
+    assert {(event["mac"], event["subnet"], event["flag"]) for event in told} == {
+        ("02:00:00:00:00:01", "192.168.127.0/24", "-subnet")
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b"udhcp 1.35.0", b"sulla-vm-switch", b"sulla-vm-switch subnet=", b"sulla-vm-switch subnet=10.0.0.0",
+        b"sulla-vm-switch subnet=10.0.0.0/33", b"sulla-vm-switch subnet=256.0.0.0/8", b"sulla-vm-switch subnet=fd00::/64",
+        b"sulla-vm-switch subnet=10.0.0.0/8\n", b"sulla-vm-switch subnet=10.0.0.0/8 x", b"Sulla-vm-switch subnet=10.0.0.0/8",
+        b"sulla-vm-switch subnet=\xd9\xa1.0.0.0/8", b"sulla-vm-switch subnet=10.0.0.0/8" + bytes(300),
+    ],
+)  # fmt: skip
+def test_another_vendor_class_says_nothing(value: bytes) -> None:
+    lab = Lab()
+    assert kind_of(lab.send(dhcp.DISCOVER, vendor_class=value)) == dhcp.OFFER
+    assert lab.types() == []
+
+
+def test_a_flood_of_other_subnets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dhcp_server, "MAX_TOLD", 4)
+    lab = Lab()
+    for number in (0, 1, 2, 3, 4, 4, 0):
+        lab.send(dhcp.DISCOVER, vendor_class=b"sulla-vm-switch subnet=10.%d.0.0/16" % number)
+    assert lab.types().count("lease.subnet_mismatch") == 6  # the first was forgotten, and told again
+    assert len(lab.server._told_mismatch) == 4
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,17 @@ NETWORK = network_config()
 class Pair:
     """A client and the server, with the clock in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, vendor_class: bytes = b"") -> None:
         self.now = 100.0
-        self.client = DhcpClient(GUEST_MAC, random.Random(1), self.now)
-        self.server = DhcpServer(NETWORK, LeaseTable(NETWORK), EventLog(lambda: 0.0))
+        self.client = DhcpClient(GUEST_MAC, random.Random(1), self.now, vendor_class=vendor_class)
+        self.restart_server()
         self.sent: list[dhcp.Dhcp] = []
         self.up = True
+
+    def restart_server(self, subnet: str = "192.168.127.0/24") -> None:
+        """A server that knows nobody, on `subnet`."""
+        network = network_config(subnet)
+        self.server = DhcpServer(network, LeaseTable(network), EventLog(lambda: 0.0))
 
     def exchange(self) -> None:
         while payloads := self.client.messages_to_send(self.now):
@@ -78,6 +83,72 @@ def test_renewal_at_half_the_lease() -> None:
     pair.run(2)
     assert pair.kinds()[2:] == [dhcp.REQUEST]
     assert pair.sent[2].ciaddr == NETWORK.guest_ip
+    assert pair.client.state is ClientState.BOUND
+
+
+def test_the_vendor_class_is_sent_always() -> None:
+    pair = Pair(b"sulla-vm-switch subnet=10.0.0.0/8")
+    pair.run(1801)
+    assert [message.options[dhcp.VENDOR_CLASS] for message in pair.sent] == [b"sulla-vm-switch subnet=10.0.0.0/8"] * 3
+    plain = Pair()
+    plain.exchange()
+    assert not any(dhcp.VENDOR_CLASS in message.options for message in plain.sent)
+
+
+def test_reconfirming_asks_at_once_and_keeps_the_lease() -> None:
+    pair = Pair()
+    pair.exchange()
+    pair.client.next_event()
+    pair.restart_server()
+    pair.now += 60
+    pair.client.reconfirm(pair.now)
+    assert pair.client.state is ClientState.REBINDING
+    pair.exchange()
+    assert pair.kinds()[2:] == [dhcp.REQUEST]
+    assert pair.sent[2].ciaddr == NETWORK.guest_ip
+    assert pair.sent[2].xid != pair.sent[1].xid
+    assert pair.client.state is ClientState.BOUND
+    assert isinstance(pair.client.next_event(), LeaseAcquired)
+    assert pair.client.poll_at() == pair.now + 1800
+
+
+def test_a_reconfirmation_without_an_answer_is_soon_asked_again_and_never_loses_the_lease_early() -> None:
+    pair = Pair()
+    pair.exchange()
+    pair.client.next_event()
+    pair.up = False
+    pair.client.reconfirm(pair.now)
+    pair.run(4)
+    assert pair.kinds()[2:] == [dhcp.REQUEST] * 4  # after 0, 0.5, 1.5, 3.5 s
+    pair.run(3590)
+    assert pair.client.next_event() is None
+    assert len(pair.sent) < 260
+    pair.run(10)
+    assert pair.client.next_event() == LeaseLost("expired")
+
+
+def test_a_reconfirmation_that_is_refused_is_a_new_lease() -> None:
+    pair = Pair()
+    pair.exchange()
+    pair.client.next_event()
+    pair.restart_server("10.1.2.0/24")
+    pair.client.reconfirm(pair.now)
+    pair.run(2)
+    assert pair.client.next_event() == LeaseLost("refused by the server")
+    lease = pair.client.next_event()
+    assert isinstance(lease, LeaseAcquired)
+    assert format_ip(lease.ip) == "10.1.2.2"
+
+
+def test_reconfirming_without_a_lease_begins_at_once() -> None:
+    pair = Pair()
+    pair.up = False
+    pair.run(100)
+    pair.up = True
+    asked = len(pair.sent)
+    pair.client.reconfirm(pair.now)
+    pair.exchange()
+    assert pair.kinds()[asked:] == [dhcp.DISCOVER, dhcp.REQUEST]
     assert pair.client.state is ClientState.BOUND
 
 
