@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from sulla_trio.errors import ConfigError
-from sulla_trio.link import hybrid_vsock
+from sulla_trio.link import hybrid_vsock, hyperv
 from sulla_trio.link.endpoint_listener import EndpointListener, remove_stale_socket
 from sulla_trio.link.endpoint_socket import (
     AF_UNIX,
@@ -71,7 +71,7 @@ async def connect(url: EndpointUrl) -> Endpoint:
             sock = new_socket(AF_VSOCK, url)
             await connect_socket(sock, (int(url.host), url.port))
         case _:
-            raise ConfigError(f"{url.text}: this system has no AF_HYPERV")
+            return await hyperv.connect_hyperv(url)
     return Endpoint(sock, url.text)
 
 
@@ -116,7 +116,7 @@ async def listen_endpoints(url: EndpointUrl) -> EndpointListener:
             await _bind_and_listen(sock, (cid, url.port))
             return EndpointListener(sock, url)
         case "hyperv":
-            raise ConfigError(f"{url.text}: this system has no AF_HYPERV")
+            return await hyperv.listen_hyperv(url)
     raise ConfigError(f"cannot listen on {url.text}: it is one connection; name a place to listen at")
 
 

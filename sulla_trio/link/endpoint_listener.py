@@ -18,7 +18,7 @@ from sulla_trio.errors import ConfigError
 from sulla_trio.link.endpoint_socket import AF_UNIX, Endpoint
 from sulla_trio.link.endpoint_url import EndpointUrl
 
-_CONNECTION_GONE: Final = frozenset(
+CONNECTION_GONE: Final = frozenset(
     getattr(errno, name)
     for name in (
         *("EPERM", "ECONNABORTED", "ECONNRESET", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET"),
@@ -55,7 +55,7 @@ class EndpointListener(trio.abc.Listener[Endpoint]):
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
             except OSError as error:
-                if error.errno not in _CONNECTION_GONE:
+                if error.errno not in CONNECTION_GONE:
                     raise
                 await trio.lowlevel.checkpoint()  # a queue full of dead connections must not hold up the others
             else:
