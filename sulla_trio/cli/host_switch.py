@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from sulla_trio.cli import dialect as dialects
 from sulla_trio.cli.goflags import FlagSet
 from sulla_trio.config import DEFAULT_MTU, DEFAULT_SUBNET, NetworkConfig, network_config, parse_port_forward
 from sulla_trio.errors import ConfigError
+from sulla_trio.link.endpoint_url import parse_endpoint
 
 if TYPE_CHECKING:
-    from sulla_trio.daemons.host_switch import HostSwitchConfig
+    from sulla_trio.daemons.host_switch import HandshakeConfig, HostSwitchConfig
+
+DATA_PORT: Final = "vsock-listen-port"
 
 
 def flags(program: str) -> FlagSet:
@@ -24,7 +29,11 @@ def flags(program: str) -> FlagSet:
     declared.add_repeated(
         "listen", "serve the API on `URL` (unix:///path or tcp://host:port), repeatable; none for nowhere", ours=True
     )
+    declared.add_repeated(
+        "vm", "probe the VM at `URL` instead of looking for VMs, repeatable; none for no handshake at all", ours=True
+    )
     declared.add_string("data", "data connection at `URL`: fd://N, or one to listen on", ours=True)
+    dialects.add_flags(declared, DATA_PORT)
     declared.add_int("mtu", "MTU of the virtual network in bytes", default=DEFAULT_MTU, ours=True)
     declared.add_bool("no-host-loopback", "do not let the guest reach 127.0.0.1 of the host through .254", ours=True)
     declared.add_string("host-loopback-ports", "only these ports through .254: a comma-separated `LIST`", ours=True)
@@ -55,15 +64,43 @@ def config(values: dict[str, Any]) -> HostSwitchConfig:
         listen = ()
     from sulla_trio.daemons.host_switch import HostSwitchConfig
 
+    data, handshake = _link(values)
     return HostSwitchConfig(
         network=network,
         forwards=tuple(forwards.values()),
         listen=listen,
-        data=values["data"],
+        data=data,
+        handshake=handshake,
         state=values["state"],
         debug=values["debug"],
         strict=values["strict"],
     )
+
+
+def _link(values: dict[str, Any]) -> tuple[str, HandshakeConfig | None]:
+    """Where links come to without a handshake, or how the handshake goes."""
+    from sulla_trio.link.discovery import FixedCandidates, default_candidates
+    from sulla_trio.link.host_handshake import data_endpoint
+
+    dialect = dialects.dialect(values, DATA_PORT)
+    names, data = values["vm"], values["data"]
+    url = parse_endpoint(data, dialect.data_port) if data else None
+    if url is not None and url.scheme == "fd":
+        if names and names != ("none",):
+            raise ConfigError(f"--data {data} is a connection that is there already: leave --vm {names[0]} out")
+        return data, None
+    if names == ("none",):
+        return data or f"vsock://ANY:{dialect.data_port}", None
+    if "none" in names:
+        raise ConfigError("--vm none and --vm URL contradict each other; give one of them")
+    from sulla_trio.daemons.host_switch import HandshakeConfig
+
+    if not names:
+        return "", HandshakeConfig(default_candidates(sys.platform, dialect.handshake_port), dialect, url)
+    candidates = FixedCandidates(names, dialect.handshake_port)
+    for vm in candidates.find() if url is None else ():
+        data_endpoint(vm, dialect.data_port)  # have it complain now
+    return "", HandshakeConfig(candidates, dialect, url)
 
 
 def _network(values: dict[str, Any]) -> NetworkConfig:

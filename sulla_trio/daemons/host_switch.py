@@ -17,12 +17,26 @@ import trio
 from sulla_trio.config import NetworkConfig, PortForward, format_ip
 from sulla_trio.errors import ConfigError, ForwardError
 from sulla_trio.link import endpoint as endpoints
+from sulla_trio.link.discovery import Candidates
+from sulla_trio.link.endpoint import EndpointUrl
+from sulla_trio.link.host_handshake import HostHandshake
 from sulla_trio.vnet.network import VirtualNetwork
+from sulla_trio.wire.handshake import Dialect
 
 log = logging.getLogger(__name__)
 
 COUNTER_INTERVAL = 5.0
 """Seconds between two lines of byte counters with ``-debug``."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeConfig:
+    """Which VM host-switch looks for, and how."""
+
+    candidates: Candidates
+    dialect: Dialect
+    data: EndpointUrl | None = None
+    """Where the data connection comes to; None: it follows from the VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +48,13 @@ class HostSwitchConfig:
     listen: tuple[str, ...] = ()
     """Endpoint URLs of the host API; empty: none."""
     data: str = ""
-    """Where the data connection is: ``fd://N`` (connected, given by the parent), else a URL to listen on."""
+    """Without a handshake: ``fd://N`` (connected, given by the parent), or a URL where every connection is a guest's."""
+    handshake: HandshakeConfig | None = None
+    """How the VM is found; None: not at all, `data` alone counts."""
     state: str = ""
     """File that forwards and leases are kept in over a restart; empty: none."""
     debug: bool = False
     strict: bool = False
-
-
-class LinkLost(Exception):
-    """The only data connection there can ever be (``fd://N``) has ended."""
 
 
 async def host_switch(config: HostSwitchConfig) -> int:
@@ -72,6 +84,8 @@ async def _serve(network: VirtualNetwork, config: HostSwitchConfig, nursery: tri
         await _keep_state(network, config.state, nursery)
     if config.data:
         await nursery.start(_serve_data, network, config.data, nursery.cancel_scope)
+    if config.handshake is not None:
+        nursery.start_soon(_serve_vm, network, config.handshake)
     # Quart and Hypercorn take half a second to import: after the link, so that the first frame does not wait for them.
     await nursery.start(_serve_api, network, config.listen)
     network.events.emit("daemon.ready", gateway=format_ip(config.network.gateway_ip))
@@ -118,6 +132,18 @@ async def _serve_data(
     task_status.started()
     log.info("waiting for clients...")
     await trio.serve_listeners(partial(_serve_accepted, network), [listener])
+
+
+async def _serve_vm(network: VirtualNetwork, config: HandshakeConfig) -> None:
+    """Find the VM and carry its frames, again whenever it is lost; the network stays as it is meanwhile."""
+    handshake = HostHandshake(config.candidates, config.dialect, config.data, network.events.emit)
+    while True:
+        link = await handshake.attach()
+        log.info("waiting for clients...")
+        failure = await network.serve_link(link)
+        if failure is not None:
+            log.error("data connection error: %s", failure)
+        log.warning("data connection lost; restarting handshake")
 
 
 async def _serve_accepted(network: VirtualNetwork, endpoint: endpoints.Endpoint) -> None:

@@ -15,6 +15,7 @@ import trio
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import endpoint as endpoints
 from sulla_trio.link.endpoint import Endpoint, EndpointUrl
+from sulla_trio.link.handshake_words import hear, say
 from sulla_trio.wire.handshake import READY, Dialect, Expected
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class GuestHandshake:
             ConfigError: the handshake endpoint cannot be listened on.
         """
         try:
-            listener = await endpoints.listen(self._handshake)
+            listener = await endpoints.listen_endpoints(self._handshake)
         except OSError as error:
             text = (error.strerror or str(error)).lower()
             raise ConfigError(
@@ -75,13 +76,13 @@ class GuestHandshake:
         log.info("listening for the handshake on %s", self._handshake.text)
         async with trio.open_nursery() as nursery:
 
-            async def serve(stream: trio.SocketStream) -> None:
-                if await self._serve(stream):
+            async def serve(connection: Endpoint) -> None:
+                if await self._serve(connection):
                     nursery.cancel_scope.cancel()
 
             await trio.serve_listeners(serve, [listener])
 
-    async def _serve(self, stream: trio.SocketStream) -> bool:
+    async def _serve(self, connection: Endpoint) -> bool:
         """One connection; whether it said READY. Never raises but Cancelled."""
         if self._connections >= MAX_CONNECTIONS:
             if not self._full:
@@ -90,24 +91,22 @@ class GuestHandshake:
             return False
         self._connections += 1
         try:
-            return await self._answer(stream)
+            return await self._answer(connection)
         finally:
             self._connections -= 1
 
-    async def _answer(self, stream: trio.SocketStream) -> bool:
+    async def _answer(self, connection: Endpoint) -> bool:
         word, reason = Expected(READY), ""
         try:
             with trio.move_on_after(ANSWER_TIMEOUT) as scope:
                 try:
-                    await stream.send_all(self._dialect.signature)
-                except trio.BrokenResourceError:
+                    await say(connection, self._dialect.signature)
+                except OSError:
                     pass  # a host that said READY may have hung up already: what it said is still to be read
-                while word.missing and not reason:
-                    data = await stream.receive_some(word.missing)
-                    word.receive(data)
-                    reason = "" if data else "EOF"
-        except trio.BrokenResourceError as error:
-            reason = str(error.__cause__ or error)
+                if not await hear(connection, word):
+                    reason = "EOF"
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
         if word.matches:
             return True
         if reason == "EOF" and word.missing == len(READY):

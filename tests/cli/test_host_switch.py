@@ -9,6 +9,7 @@ import pytest
 from sulla_trio.cli import host_switch
 from sulla_trio.config import PortForward
 from sulla_trio.errors import ConfigError
+from sulla_trio.wire.handshake import DIALECTS
 
 
 def host(*arguments: str):
@@ -62,9 +63,52 @@ def test_host_switch_flags() -> None:
         (["--host-loopback-ports", "0"], "--host-loopback-ports 0: '0' is not a port"),
         (["--host-loopback-ports", "1-70000"], "--host-loopback-ports 1-70000: '1-70000' is not a port"),
         (["--host-loopback-ports", "9" * 5000], "is not a port"),
+        (["--dialect", "rd9"], "--dialect rd9: want one of rd1, old, rd2"),
+        (["--signature", "x" * 2000], "--signature of 2000 bytes: at most 1024"),
+        (["-vsock-handshake-port", "-1"], "-vsock-handshake-port -1: want a vsock port"),
+        (["--vm", "unix:///a"], "--vm unix:///a needs --data URL"),
+        (["--vm", "none", "--vm", "vsock://3"], "--vm none and --vm URL contradict each other"),
+        (["--vm", "vsock://3", "--data", "fd://5"], "--data fd://5 is a connection that is there already"),
+        (["--vm", "vsock://ANY"], "is no VM that can be probed"),
         (["--listen", "none", "--listen", "unix:///a"], "--listen none and --listen URL contradict each other"),
     ],
 )
 def test_host_switch_refuses(arguments: list[str], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
         host(*arguments)
+
+
+def test_the_handshake_is_the_default() -> None:
+    config = host()
+    assert config.data == ""
+    assert config.handshake is not None
+    assert config.handshake.dialect is DIALECTS["rd1"]
+    assert config.handshake.data is None
+
+
+def test_named_vms_dialects_and_ports() -> None:
+    config = host(
+        "--vm", "vsock://3", "--vm", "vsock+unix:///run/fc.sock", "--dialect", "rd2", "-vsock-listen-port", "7"
+    )
+    handshake = config.handshake
+    assert handshake is not None
+    assert [url.port for url in handshake.candidates.find()] == [6670, 6670]
+    assert (handshake.dialect.handshake_port, handshake.dialect.data_port) == (6670, 7)
+    assert len(handshake.dialect.signature) == 69
+    handshake = host("--vm", "unix:///a", "--data", "unix:///b", "--signature", "ours").handshake
+    assert handshake is not None
+    assert handshake.data is not None
+    assert (handshake.dialect.signature, handshake.data.host) == (b"ours", "/b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data"),
+    [
+        (("--data", "fd://5"), "fd://5"),
+        (("--vm", "none", "--data", "unix:///x"), "unix:///x"),
+        (("--vm", "none"), "vsock://ANY:6656"),
+        (("--vm", "none", "--dialect", "rd2"), "vsock://ANY:6657"),
+    ],
+)
+def test_without_a_handshake(arguments: tuple[str, ...], data: str) -> None:
+    assert (host(*arguments).data, host(*arguments).handshake) == (data, None)

@@ -43,7 +43,16 @@ class HostSwitch:
     def running(self, *flags: str, under: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
         """The daemon, started by the command `under`; killed at the end if it is still there."""
         command = [*under, sys.executable, "-m", "sulla_trio.cli.daemons", "host-switch", "--strict"]
-        command += ["--state", str(self.state), "--listen", f"unix://{self.api}", "--data", f"unix://{self.data}"]
+        command += [
+            "--state",
+            str(self.state),
+            "--listen",
+            f"unix://{self.api}",
+            "--vm",
+            "none",
+            "--data",
+            f"unix://{self.data}",
+        ]
         with self.log.open("wb") as log, subprocess.Popen([*command, *flags], stderr=log) as process:
             try:
                 yield process
