@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,67 @@ def test_an_existing_interface() -> None:
 
 def test_a_missing_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap, "DEVICE", "/nowhere/tun")
-    with pytest.raises(ConfigError, match=r"^/nowhere/tun is missing .*modprobe tun"):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert tap.is_missing()
+    tap.load_module()  # nothing: this is not root
+    for call in (tap.check_device, lambda: tap.open_tap("sulla9", None)):
+        with pytest.raises(ConfigError, match=r"^/nowhere/tun is missing .*modprobe tun"):
+            call()
+
+
+class Modprobe:
+    """A modprobe found first in PATH, by one who is taken for root."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device = directory / "tun"
+        self.called = directory / "called"
+        self._program = directory / "modprobe"
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(tap, "DEVICE", str(self.device))
+        monkeypatch.setattr(tap, "_SBIN", "/nowhere")
+        monkeypatch.setenv("PATH", str(directory))
+
+    def install(self, body: str) -> None:
+        self._program.write_text(f'#!/bin/sh\necho "$*" >>{self.called}\n{body}\n')
+        self._program.chmod(0o755)
+
+
+@pytest.fixture
+def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Modprobe:
+    return Modprobe(tmp_path, monkeypatch)
+
+
+def test_the_module_is_loaded_once(modprobe: Modprobe) -> None:
+    modprobe.install(f": >{modprobe.device}")
+    tap.check_device()
+    tap.check_device()
+    assert modprobe.called.read_text() == "tun\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "echo 'modprobe: FATAL: Module tun not found in /lib' >&2; exit 1",
+            "modprobe: FATAL: Module tun not found in /lib",
+        ),
+        ("exit 3", "modprobe ended with status 3"),
+        ("exit 0", "modprobe ended with status 0"),
+        ("read x <&1; while :; do :; done", "modprobe did not end within 0 s"),
+        (None, "modprobe cannot be started: no such file or directory"),
+    ],
+)
+def test_a_module_that_does_not_load_is_one_line(
+    modprobe: Modprobe, monkeypatch: pytest.MonkeyPatch, body: str | None, said: str
+) -> None:
+    if "0 s" in said:
+        monkeypatch.setattr(tap, "MODPROBE_TIMEOUT", 0.1)
+    if body is not None:
+        modprobe.install(body)
+    with pytest.raises(ConfigError) as caught:
         tap.check_device()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{modprobe.device} is missing and `modprobe tun` did not help ({said}): ")
 
 
 def test_something_else_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +116,17 @@ def test_mac_mtu_and_flags() -> None:
     assert out.startswith("5a94efe40cee False False")
     assert "mtu 9000" in out
     assert "UP" in out
+
+
+@pytest.mark.e2e
+def test_whether_it_has_an_address() -> None:
+    out = inside("""
+        fd = tap.open_tap("eth0", None)
+        print(tap.has_address("eth0"))
+        os.system("ip addr add 192.0.2.1/24 dev eth0")
+        print(tap.has_address("eth0"), tap.has_address("eth1"))
+    """)
+    assert out == "False\nTrue False\n"
 
 
 @pytest.mark.e2e
