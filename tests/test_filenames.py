@@ -10,7 +10,6 @@ TESTS = ROOT / "tests"
 
 # Source file -> why it has no test of its own name.
 UNTESTED_BY_NAME = {
-    "daemons/vm_lease.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_init.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_launch.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_supervise.py": "run in real namespaces by e2e/test_run.py",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sulla_trio.cli.goflags import FlagSet
 from sulla_trio.config import DEFAULT_SUBNET, GUEST_MAC, TAP_NAME, format_mac, parse_mac
 from sulla_trio.errors import ConfigError
+from sulla_trio.link.control import CONTROL_VARIABLE
 
 if TYPE_CHECKING:
     from sulla_trio.daemons.vm_switch import VmSwitchConfig
@@ -22,7 +23,7 @@ def flags(program: str) -> FlagSet:
     declared.add_int("vsock-fd", "inherited descriptor of the data connection", default=3)
     declared.add_string("dhcp-script", "accepted and not used: the DHCP client is built in")
     declared.add_string("tap-mac-address", "MAC of the tap; empty leaves the kernel's", default=format_mac(GUEST_MAC))
-    declared.add_string("subnet", "accepted and not used: the lease says it", default=DEFAULT_SUBNET)
+    declared.add_string("subnet", "expected subnet; a lease elsewhere is warned of, and used", default=DEFAULT_SUBNET)
     declared.add_string("logfile", "log to this file", default="/var/log/vm-switch.log")
     declared.add_bool("logfile-append", "append to the log file instead of truncating it")
     declared.add_string("link", "data connection at `URL` instead of -vsock-fd", ours=True)
@@ -35,7 +36,7 @@ def flags(program: str) -> FlagSet:
 
 
 def config(values: dict[str, Any]) -> VmSwitchConfig:
-    """The configuration that parsed flags mean.
+    """The configuration that parsed flags, and the environment's SULLA_CTL_FD, mean.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -48,8 +49,10 @@ def config(values: dict[str, Any]) -> VmSwitchConfig:
 
     return VmSwitchConfig(
         link=values["link"] or f"fd://{values['vsock-fd']}",
+        control=_control_descriptor(os.environ.get(CONTROL_VARIABLE, "")),
         tap_interface=name,
         tap_mac=parse_mac(mac) if mac else None,
+        subnet=values["subnet"],
         debug=values["debug"],
         trace_packets=values["trace-packets"],
         dhcp_script=values["dhcp-script"],
@@ -57,3 +60,11 @@ def config(values: dict[str, Any]) -> VmSwitchConfig:
         ready_fd=values["ready-fd"] if values["ready-fd"] >= 0 else None,
         strict=values["strict"],
     )
+
+
+def _control_descriptor(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ConfigError(f"{CONTROL_VARIABLE}={text} is not the number of a descriptor")
+    return int(text)

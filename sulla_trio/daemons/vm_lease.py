@@ -6,11 +6,12 @@ socket is needed that could send before there is an address. Source: RFC 2131 se
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -45,18 +46,52 @@ def is_dhcp_reply(frame: memoryview) -> bool:
     )
 
 
+class GuestInterface(Protocol):
+    """What a lease does to the interface `name`. Each call may wait."""
+
+    name: str
+
+    async def prepare(self) -> None:
+        """Have at hand what the calls below need."""
+
+    async def configure(self, lease: LeaseAcquired) -> None:
+        """Address, MTU and default route of `lease`. Raises OSError."""
+
+    async def withdraw(self) -> None:
+        """No address. Raises OSError."""
+
+
+class KernelInterface:
+    """The real one, in this network namespace. pyroute2 blocks, so it is called in threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def prepare(self) -> None:
+        await trio.to_thread.run_sync(address.preload, abandon_on_cancel=True)
+
+    async def configure(self, lease: LeaseAcquired) -> None:
+        ip, gateway = format_ip(lease.ip), format_ip(lease.router) if lease.router else None
+        await trio.to_thread.run_sync(address.configure, self.name, ip, lease.prefix, gateway, lease.mtu)
+
+    async def withdraw(self) -> None:
+        await trio.to_thread.run_sync(address.withdraw, self.name)
+
+
 class LeaseKeeper:
     """Gets a lease for `interface`, keeps it, and applies it.
 
     `send` queues one frame for the link. `end` is told when the first lease cannot be applied. The text ``ready`` is
-    written to `ready_fd`, which is then closed, when it has been.
+    written to `ready_fd`, which is then closed, when it has been. `subnet` is what ``-subnet`` says: a lease elsewhere is
+    told of and used.
     """
 
     def __init__(
         self,
-        interface: str,
+        interface: GuestInterface,
         mac: bytes,
         *,
+        subnet: ipaddress.IPv4Network | None,
         resolv_conf: str | None,
         ready_fd: int | None,
         send: Callable[[bytes], None],
@@ -64,6 +99,7 @@ class LeaseKeeper:
     ) -> None:
         self._interface = interface
         self._mac = mac
+        self._subnet = subnet
         self._resolv_conf = resolv_conf
         self._ready_fd = ready_fd
         self._send = send
@@ -71,6 +107,13 @@ class LeaseKeeper:
         self._client: DhcpClient | None = None
         self._wake = trio.Event()
         self._applied: LeaseAcquired | None = None
+        self._told_subnet: ipaddress.IPv4Network | None = None
+
+    def reconfirm(self) -> None:
+        """The link is a new one, maybe to a host that knows nothing: have the lease confirmed there, at once."""
+        if self._client is not None:
+            self._client.reconfirm(trio.current_time())
+            self._wake.set()
 
     def receive(self, frame: memoryview) -> bool:
         """Take a frame that `is_dhcp_reply`; False: not for this client, the kernel's to see."""
@@ -86,8 +129,11 @@ class LeaseKeeper:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             # The import is over when the server's answer is there.
-            nursery.start_soon(_preload)
-            client = self._client = DhcpClient(self._mac, random.Random(), trio.current_time())
+            nursery.start_soon(self._interface.prepare)
+            vendor_class = b"" if self._subnet is None else f"sulla-vm-switch subnet={self._subnet}".encode()
+            client = self._client = DhcpClient(
+                self._mac, random.Random(), trio.current_time(), vendor_class=vendor_class
+            )
             while True:
                 now = trio.current_time()
                 client.handle_timer(now)
@@ -111,31 +157,29 @@ class LeaseKeeper:
             if isinstance(event, LeaseLost):
                 log.warning("DHCP lease lost: %s", event.reason)
                 self._applied = None
-                await trio.to_thread.run_sync(address.withdraw, self._interface)
+                await self._interface.withdraw()
                 return
             if event != self._applied:
                 await self._configure(event)
         except OSError as error:
-            text = f"dhcp error: cannot set up {self._interface}: {(error.strerror or str(error)).lower()}"
+            text = f"dhcp error: cannot set up {self._interface.name}: {(error.strerror or str(error)).lower()}"
             if self._ready_fd is not None:
                 self._end(text)
             else:
                 log.error("%s", text)
 
     async def _configure(self, lease: LeaseAcquired) -> None:
-        gateway = format_ip(lease.router) if lease.router else None
-        await trio.to_thread.run_sync(
-            address.configure, self._interface, format_ip(lease.ip), lease.prefix, gateway, lease.mtu
-        )
+        await self._interface.configure(lease)
         self._applied = lease
         log.info(
             "lease: %s/%d, router %s, MTU %s, %d s",
             format_ip(lease.ip),
             lease.prefix,
-            gateway,
+            format_ip(lease.router) if lease.router else None,
             lease.mtu,
             lease.lease_seconds,
         )
+        self._compare_subnet(lease)
         if self._resolv_conf is not None:
             try:
                 address.write_resolv_conf(self._resolv_conf, [format_ip(ip) for ip in lease.dns], lease.search)
@@ -149,6 +193,18 @@ class LeaseKeeper:
                 log.debug("nobody reads --ready-fd %d: %s", descriptor, error.strerror)
             os.close(descriptor)
 
-
-async def _preload() -> None:
-    await trio.to_thread.run_sync(address.preload, abandon_on_cancel=True)
+    def _compare_subnet(self, lease: LeaseAcquired) -> None:
+        subnet = ipaddress.IPv4Network((lease.ip, lease.prefix), strict=False)
+        if self._subnet in (None, subnet) or subnet == self._told_subnet:
+            return
+        self._told_subnet = subnet
+        log.warning(
+            "the lease %s/%d is of %s, but -subnet says %s; it is used all the same: give network-setup and vm-switch "
+            "-subnet %s, or host-switch -subnet %s",
+            format_ip(lease.ip),
+            lease.prefix,
+            subnet,
+            self._subnet,
+            subnet,
+            self._subnet,
+        )

@@ -24,11 +24,14 @@ _SLOT: Final = framing.PREFIX_LENGTH + framing.MAX_FRAME
 
 
 class Uplink:
-    """The way out of one tap onto one link. Owns neither."""
+    """The way out of one tap onto one link at a time. Owns neither.
+
+    Without a link what is read is dropped.
+    """
 
     __slots__ = ("_buffer", "_end", "_endpoint", "_start", "_tap", "_view", "_waiting", "bytes_sent", "frames_sent")
 
-    def __init__(self, tap: int, endpoint: Endpoint) -> None:
+    def __init__(self, tap: int, endpoint: Endpoint | None = None) -> None:
         self._tap = tap
         self._endpoint = endpoint
         self._buffer = bytearray(BATCH_BYTES + _SLOT + EXTRA_FRAMES * _SLOT)
@@ -36,6 +39,11 @@ class Uplink:
         self._start = self._end = 0
         self._waiting = trio.Lock()
         self.frames_sent = self.bytes_sent = 0
+
+    def attach(self, endpoint: Endpoint | None) -> None:
+        """From now on to `endpoint`, from a frame's beginning: what was queued is dropped. Nobody may be in `drain`."""
+        self._endpoint = endpoint
+        self._start = self._end = 0
 
     @property
     def queued(self) -> int:
@@ -70,7 +78,9 @@ class Uplink:
         return count
 
     def append(self, frame: bytes) -> bool:
-        """Queue a frame of our own behind what is there; False: no room, dropped."""
+        """Queue a frame of our own behind what is there; False: no room or no link, dropped."""
+        if self._endpoint is None:
+            return False
         end = self._end + framing.PREFIX_LENGTH + len(frame)
         if end > len(self._buffer):
             return False
@@ -81,15 +91,15 @@ class Uplink:
         return True
 
     def flush(self) -> bool:
-        """One attempt to send what is queued. True when nothing is left.
+        """One attempt to send what is queued (without a link: it is dropped). True when nothing is left.
 
         Raises:
             OSError: the link is broken.
         """
-        start, end = self._start, self._end
-        while start < end:
+        start, end, endpoint = self._start, self._end, self._endpoint
+        while endpoint is not None and start < end:
             try:
-                start += self._endpoint.send_gathered([self._view[start:end]])
+                start += endpoint.send_gathered([self._view[start:end]])
             except BlockingIOError:
                 self._start = start
                 return False
@@ -99,5 +109,5 @@ class Uplink:
     async def drain(self) -> None:
         """Wait until nothing is queued. Cancellation leaves the rest queued. Raises OSError as `flush`."""
         async with self._waiting:  # one waiter per direction
-            while not self.flush():
+            while not self.flush() and self._endpoint is not None:
                 await self._endpoint.wait_writable()

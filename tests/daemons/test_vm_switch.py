@@ -1,4 +1,4 @@
-"""vm-switch's pump between two sockets; and (e2e) the whole daemon with a real tap against a scripted host."""
+"""vm-switch in this process, its tap a socket: signals, what it cannot have, what it says. (tests/e2e has the real tap.)"""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -19,271 +16,161 @@ import trio
 from sulla_trio.daemons import vm_switch as daemon
 from sulla_trio.daemons.vm_switch import VmSwitchConfig
 from sulla_trio.errors import ConfigError
-from sulla_trio.link import address
-from sulla_trio.link.endpoint import Endpoint
-from tests.support.guest_peer import DISCOVER, REQUEST, GuestPeer, framed
+from sulla_trio.link import address, control, endpoint, tap
+from tests.support.guest_peer import DISCOVER, GuestPeer
 
-MAC = bytes.fromhex("5a94efe40cee")
-FRAME = b"\xff" * 6 + MAC + b"\x08\x06" + bytes(46)
+FRAME = b"\xff" * 6 + bytes.fromhex("5a94efe40cee0806") + bytes(46)
 
 
-class Pump:
-    """The pump, whose tap is a seqpacket socket: one read or write, one frame."""
+class Inside:
+    """The daemon in this process, its tap a seqpacket socket."""
 
-    def __init__(self, config: VmSwitchConfig) -> None:
-        self.tap, self._tap_inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.link, link_inner = socket.socketpair()
-        for sock in (self.tap, self._tap_inner, self.link):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tap, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.link, self._theirs = socket.socketpair()
+        for sock in (self.tap, inner, self.link):
             sock.setblocking(False)
-        self._endpoint = Endpoint(link_inner, "test")
-        self._pump = daemon._Pump(config, self._endpoint, self._tap_inner.fileno(), MAC)
-        self.reason: str | None = None
+        self._tap_inner = inner
+        monkeypatch.setattr(tap, "open_tap", lambda name, mac: inner.detach())
+        monkeypatch.setattr(tap, "bring_up_loopback", lambda: None)
+        monkeypatch.setattr(tap, "is_missing", lambda: False)
+        monkeypatch.setattr(address, "disable_ipv6", lambda name: None)
+        monkeypatch.setattr(address, "preload", lambda: None)
+        self.status: int | None = None
 
-    async def run(self) -> None:
-        self.reason = await self._pump.run()
+    async def run(self, **more: object) -> None:
+        url = more.pop("link", None) or f"fd://{self._theirs.detach()}"
+        self.status = await daemon.vm_switch(VmSwitchConfig(link=str(url), **more))  # type: ignore[arg-type]
+
+    async def frame(self) -> bytes:
+        """The next frame that the host gets."""
+        await trio.lowlevel.wait_readable(self.link)
+        return self.link.recv(int.from_bytes(self.link.recv(2), "little"))
 
     def close(self) -> None:
-        self._endpoint.close()
-        for sock in (self.tap, self._tap_inner, self.link):
+        for sock in (self.tap, self._tap_inner, self.link, self._theirs):
             sock.close()
-
-    async def from_tap(self) -> bytes:
-        """The next frame that the guest's kernel would get."""
-        await trio.lowlevel.wait_readable(self.tap)
-        return self.tap.recv(70_000)
-
-    async def from_link(self, count: int) -> bytes:
-        received = b""
-        while len(received) < count:
-            await trio.lowlevel.wait_readable(self.link)
-            received += self.link.recv(count - len(received))
-        return received
-
-
-@contextlib.asynccontextmanager
-async def running(config: VmSwitchConfig = VmSwitchConfig()) -> AsyncIterator[Pump]:  # noqa: B008
-    pump = Pump(config)
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pump.run)
-            discover = int.from_bytes(await pump.from_link(2), "little")
-            await pump.from_link(discover)
-            yield pump
-            nursery.cancel_scope.cancel()
-    pump.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "preload", lambda: None)
-
-
-async def test_frames_pass_both_ways() -> None:
-    async with running(VmSwitchConfig(strict=True)) as pump:
-        frames = [FRAME + bytes([n]) * (n * 100) for n in range(12)]
-        for frame in frames:
-            pump.tap.send(frame)
-        expected = b"".join(map(framed, frames))
-        assert await pump.from_link(len(expected)) == expected
-        pump.link.sendall(expected)
-        assert [await pump.from_tap() for _ in frames] == frames
-
-
-async def test_a_stream_cut_anywhere_is_the_same_frames() -> None:
-    async with running(VmSwitchConfig(strict=True)) as pump:
-        data = framed(FRAME) + framed(FRAME + b"x")
-        for at in range(len(data)):
-            pump.link.sendall(data[at : at + 1])
-            await trio.testing.wait_all_tasks_blocked()
-        assert (await pump.from_tap(), await pump.from_tap()) == (FRAME, FRAME + b"x")
-
-
-async def test_short_frames_are_passed_over() -> None:
-    async with running() as pump:
-        pump.link.sendall(framed(b"") + framed(bytes(13)) + framed(FRAME))
-        assert await pump.from_tap() == FRAME
-
-
-async def test_neither_direction_waits_for_the_other() -> None:
-    """The link takes nothing: frames for the guest still arrive."""
-    async with running() as pump:
-        sent = 0
-        while True:
-            try:
-                pump.tap.send(FRAME * 200)
-            except BlockingIOError:
-                await trio.testing.wait_all_tasks_blocked()
-                try:
-                    pump.tap.send(FRAME * 200)
-                except BlockingIOError:
-                    break
-            sent += 1
-            assert sent < 100_000
-        for _ in range(20):
-            pump.link.sendall(framed(FRAME))
-            assert await pump.from_tap() == FRAME
-        expected = framed(FRAME * 200)
-        for _ in range(sent):
-            assert await pump.from_link(len(expected)) == expected
-
-
-@pytest.mark.parametrize("cut", [b"", b"\x3c", framed(FRAME)[:-1]])
-async def test_a_lost_link_ends_it_with_one_reason(cut: bytes) -> None:
-    pump = Pump(VmSwitchConfig())
-    pump.link.send(cut)
-    pump.link.shutdown(socket.SHUT_WR)
-    with trio.fail_after(30):
-        await pump.run()
-    inside = f" inside a frame ({len(cut)} bytes of it)" if cut else ""
-    assert pump.reason == f"link lost: end of stream{inside}"
-    pump.close()
-
-
-async def test_a_reset_link_ends_it() -> None:
-    pump = Pump(VmSwitchConfig())
-    pump.link.close()
-    with trio.fail_after(30):
-        await pump.run()
-    assert pump.reason is not None
-    assert pump.reason.startswith("link lost: ")
-    pump.close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_it(number: signal.Signals) -> None:
-    async with running() as pump:
-        os.kill(os.getpid(), number)
-        while pump.reason is None:
-            await trio.sleep(0.001)
-        assert pump.reason.startswith("signal caught: ")
-
-
-async def test_tracing_is_toggled(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger=daemon.__name__)
-    async with running() as pump:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        await trio.testing.wait_all_tasks_blocked()
-        pump.link.sendall(framed(FRAME))
-        pump.tap.send(FRAME)
-        await pump.from_link(len(framed(FRAME)))
-        await trio.testing.wait_all_tasks_blocked()
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "SIGUSR1 received: per-packet tracing is now true"
-    assert any(line.startswith(f"wrote packet (vm -> host {len(FRAME)}): ") for line in lines)
-    assert any(line.startswith(f"read packet (host -> vm {len(FRAME)}): ") for line in lines)
-
-
-async def test_a_link_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="not an inherited socket"):
-        await daemon.vm_switch(VmSwitchConfig(link="fd://999"))
-    with pytest.raises(ConfigError, match="cannot connect the link unix:///nowhere"):
-        await daemon.vm_switch(VmSwitchConfig(link="unix:///nowhere"))
-
-
-# The whole daemon
 
 
 @pytest.fixture
-def peer() -> Iterator[tuple[GuestPeer, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    found = GuestPeer(ours)
-    thread = threading.Thread(target=found.serve)
-    thread.start()
-    yield found, theirs
-    theirs.close()
-    with contextlib.suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    ours.close()
+def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
+    found = Inside(monkeypatch)
+    yield found
+    found.close()
 
 
-def start(link: socket.socket, script: str, *flags: str) -> subprocess.Popen[str]:
-    """vm-switch and then `script`, in one network namespace; the script sees vm-switch as $vm."""
-    own = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
-    words = [sys.executable, "-m", "sulla_trio.cli.daemons", "vm-switch", "-logfile", "/dev/stderr", *flags]
-    shell = f'"$@" -vsock-fd {link.fileno()} & vm=$!\n{script}'
-    return subprocess.Popen(
-        [*own, "sh", "-c", shell, "sh", *words],
-        pass_fds=(link.fileno(),),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextlib.asynccontextmanager
+async def running(inside: Inside, **more: object) -> AsyncIterator[Inside]:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: inside.run(**more))
+            yield inside
+            while inside.status is None:
+                await trio.sleep(0.001)
+            assert inside.status == 1
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=60)
-    return out, err
-
-
-UP = "until ip addr show eth0 2>/dev/null | grep -q 'inet '; do kill -0 $vm || exit 98; sleep 0.05; done\n"
-
-
-@pytest.mark.e2e
-def test_the_kernel_is_on_the_network(peer: tuple[GuestPeer, socket.socket]) -> None:
-    scripted, link = peer
-    scripted.mtu = 1400
-    script = UP + "ip link show eth0; ip route; ping -c2 -i0.2 -W5 192.168.127.1; kill $vm; wait $vm; echo status $?"
-    out, err = finish(start(link, script))
-    assert "5a:94:ef:e4:0c:ee" in out
-    assert "mtu 1400" in out
-    assert "default via 192.168.127.1 dev eth0" in out
-    assert "2 received" in out
-    assert "status 1" in out
-    assert "signal caught: terminated" in err
-    assert scripted.dhcp_types == [DISCOVER, REQUEST]
-    # No IPv6 at all, and nothing before the first DISCOVER.
-    assert {frame[12:14] for frame in scripted.frames} <= {b"\x08\x00", b"\x08\x06"}
-    assert scripted.frames[0][36:38] == b"\x00\x43"
-
-
-@pytest.mark.e2e
-def test_a_lost_link_is_one_line_and_status_1(peer: tuple[GuestPeer, socket.socket]) -> None:
-    scripted, link = peer
-    process = start(link, UP + "echo up; wait $vm; echo status $?; ip -br link")
-    link.close()
-    assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
-    scripted.connection.shutdown(socket.SHUT_RDWR)
-    out, err = finish(process)
-    assert "status 1" in out
-    assert "eth0" not in out
-    assert "link lost: end of stream" in err.splitlines()[-1]
-    assert "Traceback" not in err
-
-
-@pytest.mark.e2e
-def test_a_deleted_tap_ends_it(peer: tuple[GuestPeer, socket.socket]) -> None:
-    _, link = peer
-    out, err = finish(start(link, UP + "ip link delete eth0; wait $vm; echo status $?"))
-    assert out == "status 1\n"
-    assert "packet" in err.splitlines()[-1]
-    assert "Traceback" not in err
-
-
-@pytest.mark.e2e
-def test_a_tap_that_is_down_loses_frames_and_nothing_else(
-    peer: tuple[GuestPeer, socket.socket], tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(signal.SIGTERM, "signal caught: terminated"), (signal.SIGINT, "signal caught: interrupt")],
+)
+async def test_a_signal_ends_it(
+    inside: Inside, caplog: pytest.LogCaptureFixture, number: signal.Signals, text: str
 ) -> None:
-    scripted, link = peer
-    flag = tmp_path / "flag"
-    script = f"""{UP} ip link set eth0 down; echo down; until test -e {flag}; do sleep 0.05; done
-    ip link set eth0 up; ping -c1 -W5 192.168.127.1 >&2 && echo alive; kill $vm; wait $vm"""
-    process = start(link, script)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "down\n"
-    for _ in range(5):
-        scripted.send(FRAME)
-    flag.touch()
-    out, _ = finish(process)
-    assert out == "alive\n"
+    async with running(inside):
+        await inside.frame()
+        os.kill(os.getpid(), number)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [text]
 
 
-@pytest.mark.e2e
-def test_an_interface_of_that_name_is_one_line() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        out, err = finish(start(theirs, "wait $vm; echo status $?", "-tap-interface", "lo"))
-    assert out == "status 1\n"
-    assert err.count("\n") == 1
-    assert "lo interface already exist, exiting now" in err
+async def test_a_signal_ends_a_link_that_does_not_come(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = trio.Event()
+
+    async def connect(url: endpoint.EndpointUrl) -> endpoint.Endpoint:
+        waiting.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(endpoint, "connect", connect)
+    async with running(inside, link="vsock://2:6656"):
+        await waiting.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caplog.records[-1].getMessage() == "signal caught: terminated"
+
+
+async def test_a_signal_ends_a_module_that_does_not_load(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, release = trio.Event(), threading.Event()
+
+    def load() -> None:
+        trio.from_thread.run_sync(loading.set)
+        release.wait(30)
+
+    monkeypatch.setattr(tap, "is_missing", lambda: True)
+    monkeypatch.setattr(tap, "load_module", load)
+    async with running(inside):
+        await loading.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+    release.set()
+
+
+async def test_tracing_is_toggled(inside: Inside, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(inside):
+        await inside.frame()
+        for value in ("true", "false"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while not any(f"tracing is now {value}" in record.getMessage() for record in caplog.records):
+                await trio.sleep(0.001)
+            inside.tap.send(FRAME)
+            while await inside.frame() != FRAME:
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith(f"wrote packet (vm -> host {len(FRAME)}): ") for line in lines) == 1
+
+
+async def test_a_lost_link_is_one_line(inside: Inside, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(inside):
+        await inside.frame()
+        inside.link.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == [
+        "link lost: end of stream"
+    ]
+
+
+async def test_with_a_control_descriptor_it_outlives_its_link(inside: Inside) -> None:
+    """The DHCP client asks on the new link at once, and the end of the control descriptor ends it."""
+    ours, theirs = control.socket_pair()
+    async with running(inside, control=theirs.detach()):
+        await trio.lowlevel.wait_readable(ours)
+        assert control.receive(ours) == control.Message("up", "", None)
+        first = await inside.frame()
+        assert GuestPeer.dhcp_type(first) == DISCOVER
+        inside.link.close()
+        await trio.lowlevel.wait_readable(ours)
+        assert control.receive(ours) == control.Message("lost", "end of stream", None)
+        inside.link, link = socket.socketpair()
+        inside.link.setblocking(False)
+        control.send_link(ours, link.fileno())
+        link.close()
+        second = await inside.frame()
+        assert GuestPeer.dhcp_type(second) == DISCOVER
+        ours.close()
+
+
+async def test_what_it_cannot_have(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="not an inherited socket"):
+        await inside.run(link="fd://999")
+    with pytest.raises(ConfigError, match="cannot connect the link unix:///nowhere"):
+        await inside.run(link="unix:///nowhere")
+    with pytest.raises(ConfigError, match="SULLA_CTL_FD=998 is not an inherited socket"):
+        await inside.run(control=998)
+
+
+async def test_a_subnet_that_is_none_is_not_compared(inside: Inside, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(inside, subnet="nonsense"):
+        assert GuestPeer.option(await inside.frame(), 60) == b""
+        inside.link.close()
+    assert "-subnet nonsense is not an IPv4 network" in caplog.records[0].getMessage()

@@ -113,6 +113,31 @@ def test_own_frames_are_bounded(ends: Ends) -> None:
     assert accepted
 
 
+def test_another_link_begins_with_a_whole_frame(ends: Ends) -> None:
+    ends.fill_link()
+    for _ in range(30):
+        ends.tap.send(bytes(1514))
+    ends.uplink.read_tap()
+    assert not ends.uplink.flush()
+    left, right = socket.socketpair()
+    ends.sockets += [left, right]
+    ends.uplink.attach(Endpoint(left, "another"))
+    assert ends.uplink.queued == 0
+    ends.tap.send(b"the first frame")
+    ends.uplink.read_tap()
+    assert ends.uplink.flush()
+    assert right.recv(1 << 20) == framed([b"the first frame"])
+
+
+async def test_without_a_link_frames_are_dropped(ends: Ends) -> None:
+    ends.uplink.attach(None)
+    ends.tap.send(bytes(60))
+    assert ends.uplink.read_tap() == 1
+    assert not ends.uplink.append(b"own frame of ours")
+    await ends.uplink.drain()
+    assert ends.uplink.queued == 0
+
+
 def test_a_broken_link_is_an_error(ends: Ends) -> None:
     ends.link.close()
     ends.tap.send(bytes(60))

@@ -82,7 +82,7 @@ class GuestPeer:
     def dhcp_reply(self, frame: bytes) -> bytes:
         """RFC 2131 section 4.3: OFFER for DISCOVER, ACK for REQUEST."""
         message = frame[42:]
-        kind = self._option(message, 53)[0]
+        kind = self.dhcp_type(frame)
         self.dhcp_types.append(kind)
         options = bytes((53, 1, OFFER if kind == DISCOVER else ACK, 54, 4)) + GATEWAY_IP
         options += bytes((51, 4)) + self.lease_seconds.to_bytes(4, "big") + bytes((1, 4, 255, 255, 255, 0))
@@ -94,9 +94,15 @@ class GuestPeer:
         udp = struct.pack("!HHHH", 67, 68, 8 + len(reply), 0) + reply
         return b"\xff" * 6 + GATEWAY_MAC + b"\x08\0" + ipv4_packet(GATEWAY_IP, b"\xff" * 4, 17, udp)
 
+    @classmethod
+    def dhcp_type(cls, frame: bytes) -> int:
+        """Option 53 of the DHCP message in `frame`."""
+        return cls.option(frame, 53)[0]
+
     @staticmethod
-    def _option(message: bytes, wanted: int) -> bytes:
-        at = 240
+    def option(frame: bytes, wanted: int) -> bytes:
+        """One option of the DHCP message in `frame`; empty: it is not there."""
+        message, at = frame[42:], 240
         while message[at] != 255:
             if message[at] == 0:
                 at += 1
@@ -104,7 +110,7 @@ class GuestPeer:
             if message[at] == wanted:
                 return message[at + 2 : at + 2 + message[at + 1]]
             at += 2 + message[at + 1]
-        raise ValueError(f"no option {wanted}")
+        return b""
 
 
 if __name__ == "__main__":
