@@ -21,7 +21,7 @@ def flags(program: str) -> FlagSet:
     declared.add_bool("trace-packets", "log every packet at INFO; SIGUSR1 toggles it")
     declared.add_string("tap-interface", "name of the tap", default=TAP_NAME)
     declared.add_int("vsock-fd", "inherited descriptor of the data connection", default=3)
-    declared.add_string("dhcp-script", "accepted and not used: the DHCP client is built in")
+    declared.add_string("dhcp-script", "get the lease by udhcpc with this script, not by the built-in client")
     declared.add_string("tap-mac-address", "MAC of the tap; empty leaves the kernel's", default=format_mac(GUEST_MAC))
     declared.add_string("subnet", "expected subnet; a lease elsewhere is warned of, and used", default=DEFAULT_SUBNET)
     declared.add_string("logfile", "log to this file", default="/var/log/vm-switch.log")
@@ -45,6 +45,8 @@ def config(values: dict[str, Any]) -> VmSwitchConfig:
     name = values["tap-interface"]
     if not 1 <= len(os.fsencode(name)) <= 15 or "/" in name or name.isspace():
         raise ConfigError(f"-tap-interface {name!r} is not an interface name; want 1 to 15 bytes without a slash")
+    if values["ready-fd"] >= 0 and values["dhcp-script"]:
+        raise ConfigError("--ready-fd is the built-in DHCP client's; with -dhcp-script let the script tell who waits")
     from sulla_trio.daemons.vm_switch import VmSwitchConfig
 
     return VmSwitchConfig(

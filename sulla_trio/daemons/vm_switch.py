@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -25,6 +25,9 @@ from sulla_trio.daemons.vm_trace import Tracer
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import address, control, endpoint, tap
 from sulla_trio.link.process import set_process_name
+
+if TYPE_CHECKING:
+    from sulla_trio.daemons.vm_udhcpc import Udhcpc
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class VmSwitchConfig:
     debug: bool = False
     trace_packets: bool = False
     dhcp_script: str = ""
-    """Accepted for the Go daemon's sake; our client needs none."""
+    """The script of a udhcpc that is run instead of our client; empty: ours."""
     resolv_conf: str | None = None
     """``--resolv-conf PATH``: written with the lease's servers; None: never written."""
     ready_fd: int | None = None
@@ -141,8 +144,18 @@ class _VmSwitch:
         finally:
             links.close()
 
-    def _dhcp_client(self, pump: Pump) -> LeaseKeeper:
+    def _dhcp_client(self, pump: Pump) -> LeaseKeeper | Udhcpc:
         config = self._config
+        if config.dhcp_script:
+            from sulla_trio.daemons.vm_udhcpc import Udhcpc  # 10 ms that nobody else is to wait for
+
+            udhcpc = Udhcpc(config.tap_interface, config.dhcp_script, has_address=tap.has_address)
+            try:
+                udhcpc.start()
+            except ConfigError as error:
+                log.error("dhcp error: %s; the built-in DHCP client is used instead", error)
+            else:
+                return udhcpc
         keeper = LeaseKeeper(
             KernelInterface(config.tap_interface),
             config.tap_mac or tap.hardware_address(config.tap_interface),

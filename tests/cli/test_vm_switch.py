@@ -38,6 +38,12 @@ def test_the_control_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
             vm()
 
 
+def test_who_tells_that_it_is_ready() -> None:
+    assert vm("-dhcp-script", "/x/y", "-ready-fd", "-1").dhcp_script == "/x/y"
+    with pytest.raises(ConfigError, match="let the script tell who waits"):
+        vm("-dhcp-script", "/x/y", "--ready-fd", "4")
+
+
 def test_vm_switch_flags() -> None:
     config = vm()
     assert (config.link, config.tap_interface, config.tap_mac) == ("fd://3", "eth0", bytes.fromhex("5a94efe40cee"))

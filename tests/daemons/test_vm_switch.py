@@ -174,3 +174,17 @@ async def test_a_subnet_that_is_none_is_not_compared(inside: Inside, caplog: pyt
         assert GuestPeer.option(await inside.frame(), 60) == b""
         inside.link.close()
     assert "-subnet nonsense is not an IPv4 network" in caplog.records[0].getMessage()
+
+
+async def test_a_script_without_udhcpc_is_one_error_and_our_own_client(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    async with running(inside, dhcp_script="/bin/true"):
+        assert GuestPeer.dhcp_type(await inside.frame()) == DISCOVER
+        os.kill(os.getpid(), signal.SIGTERM)
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == [
+        "dhcp error: udhcpc cannot be started: not found in PATH; the built-in DHCP client is used instead",
+        "signal caught: terminated",
+    ]

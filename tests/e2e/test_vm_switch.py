@@ -1,6 +1,6 @@
 """vm-switch as a program, with a real tap in a network namespace of its own, against a scripted host.
 
-Real here: the kernel's tap and its addresses, util-linux's unshare and nsenter.
+Real here: the kernel's tap and its addresses, util-linux's unshare and nsenter, busybox's udhcpc.
 """
 
 from __future__ import annotations
@@ -250,6 +250,76 @@ def test_the_end_of_network_setup_is_one_line_and_status_1(setup: Setup) -> None
     assert "eth0" not in out
     assert len([line for line in err.splitlines() if "level=info" not in line]) == 1
     assert "network-setup has gone" in err.splitlines()[-1]
+
+
+# udhcpc
+
+
+UDHCPC_SCRIPT = """#!/bin/sh
+echo "$1 $NOTIFY_SOCKET ${SULLA_CTL_FD-no control}" >>"$SCRIPT_LOG"
+case $1 in
+deconfig) ip addr flush dev $interface; ip link set $interface up ;;
+bound | renew) ip addr replace $ip/$mask dev $interface; ip route replace default via $router dev $interface ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "a script"
+    path.write_text(UDHCPC_SCRIPT)
+    path.chmod(0o755)
+    monkeypatch.setenv("SCRIPT_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    return path
+
+
+def test_udhcpc_gets_the_lease_and_renews_it_on_another_link(setup: Setup, script: Path, tmp_path: Path) -> None:
+    first, link = setup.host()
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    body = (
+        f"{UP}ps -o args= --ppid $vm; {PING}echo first; cat {go}; {PING}kill $vm; wait $vm; echo status $?; ip -br link"
+    )
+    process = setup.start(link, body, "-dhcp-script", str(script))
+    assert wait_for(setup, process, "first") == [f"udhcpc -f -i eth0 -s {script}\n", "alive\n"]
+    assert first.dhcp_types == [DISCOVER, REQUEST]
+    second = setup.replace_link()
+    while not second.dhcp_types:
+        time.sleep(0.02)
+    go.write_text("")
+    out, err = finish(process)
+    assert out.startswith("alive\nstatus 1\n")
+    assert "eth0" not in out
+    assert second.dhcp_types == [REQUEST]
+    assert (tmp_path / "log").read_text().splitlines() == [
+        f"{word} /run/notify no control" for word in ("deconfig", "bound", "renew")
+    ]
+    assert "Traceback" not in err
+
+
+def test_udhcpc_that_fails_is_started_again(peer: tuple[GuestPeer, socket.socket], script: Path) -> None:
+    _, link = peer
+    again = "kill -9 $(pgrep -P $vm udhcpc); until [ $(grep -c bound $SCRIPT_LOG) = 2 ]; do sleep 0.05; done\n"
+    out, err = finish(start(link, UP + again + UP + PING + "kill $vm; wait $vm", "-dhcp-script", str(script)))
+    assert out == "alive\n"
+    assert "dhcp error: udhcpc: signal: killed; starting it again in 1 s" in err
+
+
+def test_kill_9_leaves_nothing(peer: tuple[GuestPeer, socket.socket], script: Path) -> None:
+    _, link = peer
+    body = UP + "child=$(pgrep -P $vm udhcpc); kill -9 $vm; wait $vm; echo status $?; ip -br link | grep eth0\n"
+    body += "while kill -0 $child 2>/dev/null; do sleep 0.05; done; echo gone"
+    out, _ = finish(start(link, body, "-dhcp-script", str(script)))
+    assert out == "status 137\ngone\n"
+
+
+def test_a_script_that_is_missing_is_one_error_and_our_own_client(peer: tuple[GuestPeer, socket.socket]) -> None:
+    _, link = peer
+    out, err = finish(start(link, UP + PING + "kill $vm; wait $vm", "-dhcp-script", "/nowhere/script"))
+    assert out == "alive\n"
+    assert err.count("level=error") == 2
+    assert "dhcp error: -dhcp-script /nowhere/script is not an executable file; the built-in" in err
 
 
 # How network-setup starts it, and how it ends
