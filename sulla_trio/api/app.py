@@ -17,11 +17,13 @@ from quart.routing import QuartRule
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, NotFound
 
-from sulla_trio.api import event_stream, gojson
+from sulla_trio.api import event_stream
 from sulla_trio.api.access import Access
 from sulla_trio.errors import ConfigError, ForwardError
+from sulla_trio.services import gojson
 from sulla_trio.services.events import EventLog
 from sulla_trio.services.flows import FlowTable
+from sulla_trio.services.gojson_scan import GoJsonError
 from sulla_trio.services.leases import LeaseTable
 
 log = logging.getLogger(__name__)
@@ -193,7 +195,7 @@ async def _post(handle: Callable[[bytes], Awaitable[Response | None]]) -> Respon
         return error_response("post only", 400)
     try:
         response = await handle(await request.body)
-    except gojson.GoJsonError as error:
+    except GoJsonError as error:
         return error_response(str(error), 400)
     except ForwardError as error:
         return error_response(str(error), 500)

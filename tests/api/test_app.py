@@ -44,7 +44,7 @@ async def test_expose_lists_and_unexposes() -> None:
     [
         (b"", "EOF"),
         (b"{", "unexpected EOF"),
-        (b"nope", "invalid character 'n' looking for beginning of value"),
+        (b"nope", "invalid character 'o' in literal null (expecting 'u')"),
         (b"[]", "json: cannot unmarshal array into Go value of type types.ExposeRequest"),
         (b"17", "json: cannot unmarshal number into Go value of type types.ExposeRequest"),
         (b'{"local":1}', "json: cannot unmarshal number into Go struct field ExposeRequest.local of type string"),

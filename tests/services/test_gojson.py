@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sulla_trio.api.gojson import GoJsonError, decode_struct, encode
+from sulla_trio.services.gojson import decode_struct, encode
+from sulla_trio.services.gojson_scan import GoJsonError
 
 FIELDS = ("local", "remote")
 
