@@ -67,6 +67,9 @@ class _StateKeeper:
         """Why the last write failed; told once while it stays the same."""
         self._disk = threading.Lock()
         """Held by a thread while it writes: one that was abandoned may still be at it when the last write begins."""
+        self._snapshots = 0
+        self._newest = 0
+        """Number of the newest snapshot that a thread has begun to write; an abandoned one may come to it late."""
 
     async def restore(self) -> None:
         """Take the leases back, and tell the forward table what to have again."""
@@ -117,9 +120,11 @@ class _StateKeeper:
 
     async def _write(self) -> None:
         """Write the tables as they are now, in a thread."""
-        now = self._snapshot()
+        self._snapshots += 1
         try:
-            await trio.to_thread.run_sync(self._write_in_thread, now, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                self._write_in_thread, self._snapshots, self._snapshot(), abandon_on_cancel=True
+            )
         except OSError as error:
             self._failed(_reason(error))
             return
@@ -134,8 +139,11 @@ class _StateKeeper:
         ]
         return State(forwards, network.leases.snapshot(time.time() - network.driver.now()))
 
-    def _write_in_thread(self, snapshot: State) -> None:
+    def _write_in_thread(self, number: int, snapshot: State) -> None:
         with self._disk:
+            if number < self._newest:
+                return
+            self._newest = number
             write_file(self._path, state.emit(snapshot))
 
     def _failed(self, reason: str) -> None:

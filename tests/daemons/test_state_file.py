@@ -103,7 +103,7 @@ async def test_the_first_write_forgets_nothing(path: Path, monkeypatch: pytest.M
     forward = StoredForward("127.0.0.1:1", REMOTE, "tcp", "api")
     write_file(str(path), state.emit(State([forward])))
     written: list[State] = []
-    monkeypatch.setattr(state_file._StateKeeper, "_write_in_thread", lambda keeper, now: written.append(now))
+    monkeypatch.setattr(state_file._StateKeeper, "_write_in_thread", lambda keeper, number, now: written.append(now))
     async with running(path):
         await until(lambda: written)
     assert all(now.forwards == [forward] for now in written)
@@ -254,6 +254,13 @@ async def test_a_disk_that_hangs_does_not_hold_the_end_up(
         await hangs.wait()
     assert trio.current_time() - start == pytest.approx(0.5)
     assert "took longer than 0.5 s" in caplog.text
+
+
+def test_an_abandoned_write_that_comes_late_changes_nothing(path: Path) -> None:
+    keeper = state_file._StateKeeper(VirtualNetwork(network_config()), str(path))
+    keeper._write_in_thread(2, State([StoredForward(":2", REMOTE, "tcp", "api")]))
+    keeper._write_in_thread(1, State([StoredForward(":1", REMOTE, "tcp", "api")]))
+    assert [forward.local for forward in state.parse(content(path)).forwards] == [":2"]
 
 
 async def test_a_changed_subnet_drops_the_leases_that_are_not_in_it(path: Path) -> None:
