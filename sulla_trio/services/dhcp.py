@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from sulla_trio.config import NetworkConfig, format_ip, format_mac
@@ -35,17 +36,26 @@ class Reply(NamedTuple):
 
 
 class DhcpServer:
-    """Answers for one network; the addresses are the `LeaseTable`'s.
+    """Answers for one network; the addresses are the `LeaseTable`'s. `search_domains` is asked for each answer: the list
+    is the host's and may change; by default it is the configured one.
 
     Events: ``lease.acquired``, ``lease.renewed``, ``lease.released``, ``lease.declined``, ``lease.refused`` (NAK) with
     `ip` and `mac`, ``lease.exhausted`` once until an address is to be had again, and ``lease.subnet_mismatch`` once for
     each `mac` and `guest_subnet` that is not our `subnet`: the two sides were started with different values of `flag`.
     """
 
-    def __init__(self, network: NetworkConfig, leases: LeaseTable, events: EventLog) -> None:
+    def __init__(
+        self,
+        network: NetworkConfig,
+        leases: LeaseTable,
+        events: EventLog,
+        *,
+        search_domains: Callable[[], tuple[str, ...]] | None = None,
+    ) -> None:
         self._network = network
         self._leases = leases
         self._events = events
+        self._search_domains = search_domains or (lambda: network.search_domains)
         self._told_exhausted = False
         self._told_mismatch: dict[tuple[bytes, ipaddress.IPv4Network], None] = {}
 
@@ -177,12 +187,12 @@ class DhcpServer:
         return options
 
     def _search(self, room: int) -> bytes:
-        """The search list, names dropped from its end until it fits `room` bytes: too long a message is no lease at
-        all."""
-        names = self._network.search_domains
-        while names and _length({dhcp.DOMAIN_SEARCH: dhcp.emit_search(names)}) > room:
-            names = names[:-1]
-        return dhcp.emit_search(names)
+        """The search list, in an option of `room` bytes: compressed only where it would not fit otherwise, then without
+        the names at its end. Too long a message is no lease at all."""
+        room = max(0, room - 2 * -(-room // 257))  # RFC 3396: code and length before each 255 bytes
+        names = self._search_domains()
+        value = dhcp.emit_search(names)
+        return value if len(value) <= room else dhcp.emit_search(names, compress=True, room=room)
 
 
 def guest_subnet(vendor_class: bytes) -> ipaddress.IPv4Network | None:

@@ -55,13 +55,19 @@ class VirtualNetwork:
         """(address, port) of host-switch's own TCP listeners on the host: never dialled for a guest."""
         self._outbound_tcp = OutboundTcp(self.driver, self.may_dial)
         self._outbound_udp = OutboundUdp(self.driver, self.may_dial)
-        self._dhcp = DhcpResponder(self.driver, DhcpServer(network, self.leases, self.events))
+        self._dhcp = DhcpResponder(
+            self.driver, DhcpServer(network, self.leases, self.events, search_domains=self._search_domains)
+        )
         self._dns = DnsResponder(self.driver, Zones.built_in(network), self.resolver)
         self._listeners: dict[tuple[bytes, int], TcpListener] = {}
         self.driver.on_request = self._requested
         self.driver.on_cancelled = self._outbound_tcp.cancelled
         self.driver.on_datagram = self._datagram
         self.driver.bind_datagrams((network.gateway_ip, DNS_PORT), self._dns.datagram)
+
+    def _search_domains(self) -> tuple[str, ...]:
+        """The configured ones, else the host's."""
+        return self.network.search_domains or self.resolver.search
 
     @property
     def stack(self) -> Any:

@@ -33,8 +33,7 @@ class Resolver:
         self._fixed = servers
         self._servers: tuple[str, ...] = ()
         self._stamp: tuple[int, int, int] | None = None
-        self.search: tuple[str, ...] = ()
-        """The host's search list; of the last read."""
+        self._search: tuple[str, ...] = ()
         self.refresh()
 
     @property
@@ -42,6 +41,12 @@ class Resolver:
         """The servers in use now; empty when there is no network."""
         self.refresh()
         return self._servers
+
+    @property
+    def search(self) -> tuple[str, ...]:
+        """The host's search list now."""
+        self.refresh()
+        return self._search
 
     def refresh(self) -> None:
         """Read the system's list again if it changed."""
@@ -56,9 +61,9 @@ class Resolver:
             with open(self._path, encoding="utf-8", errors="replace") as file:
                 nameservers, search = parse_resolv_conf(file.read())
         except OSError:
-            self._servers, self._stamp = (), None
+            self._servers, self._search, self._stamp = (), (), None
             return
-        self._stamp, self._servers, self.search = stamp, tuple(nameservers), tuple(search)
+        self._stamp, self._servers, self._search = stamp, tuple(nameservers), tuple(search)
 
     async def forward(self, query: bytes, *, tcp: bool = False) -> bytes | None:
         """The first matching answer to `query`, with the query's own ID; None when nobody answered in time.

@@ -51,7 +51,7 @@ RELEASE: Final = 7
 INFORM: Final = 8
 
 MIN_LENGTH: Final = 300  # BOOTP's message size: old relays and clients drop shorter ones (RFC 1542 section 2.1)
-MAX_SEARCH_NAMES: Final = 32  # more than any resolver uses; bounds what compression pointers can blow up to
+MAX_SEARCH_NAMES: Final = 64  # large companies have some 60; bounds what compression pointers can blow up to
 MAX_NAME: Final = 255  # RFC 1035 section 2.3.4, as encoded
 MAX_LABEL: Final = 63
 _MESSAGE_NAMES: Final = ("?", "Discover", "Offer", "Request", "Decline", "ACK", "NAK", "Release", "Inform")
@@ -160,22 +160,37 @@ def emit(message: Dhcp) -> bytes:
     return bytes(out.ljust(MIN_LENGTH, b"\0"))
 
 
-def emit_search(names: tuple[str, ...]) -> bytes:
-    """The value of option 119: the names as uncompressed labels.
+def emit_search(names: tuple[str, ...], *, compress: bool = False, room: int = MAX_SEARCH_NAMES * MAX_NAME) -> bytes:
+    """The value of option 119: the names as labels, as they are or with pointers to what was there before (RFC 3397).
 
-    A name that DNS cannot carry, or beyond the first 32, is left out: the lists come from files people write.
+    A name that DNS cannot carry, or beyond the first `MAX_SEARCH_NAMES`, is left out: the lists come from files people write.
+    The first that does not fit `room` bytes ends the list.
     """
-    out = b""
+    out = bytearray()
+    known: dict[tuple[bytes, ...], int] = {}
     for name in names[:MAX_SEARCH_NAMES]:
         labels = name.removesuffix(".").encode("utf-8", "replace").split(b".")
-        encoded = b"".join(bytes((len(label) & 0xFF,)) + label for label in labels) + b"\0"
-        if len(encoded) <= MAX_NAME and all(_LABEL.fullmatch(label) for label in labels):
-            out += encoded
-    return out
+        if sum(map(len, labels)) + len(labels) + 1 > MAX_NAME or not all(map(_LABEL.fullmatch, labels)):
+            continue
+        start = len(out)
+        for index, label in enumerate(labels):
+            rest = tuple(labels[index:])
+            if compress and rest in known:
+                out += (0xC000 | known[rest]).to_bytes(2, "big")
+                break
+            known.setdefault(rest, len(out))
+            out.append(len(label))
+            out += label
+        else:
+            out.append(0)
+        if len(out) > room:
+            return bytes(out[:start])
+    return bytes(out)
 
 
 def parse_search(value: bytes) -> tuple[str, ...]:
-    """The names in the value of option 119, compression pointers followed; those beyond the first 32 are left out.
+    """The names in the value of option 119, compression pointers followed; those beyond the first
+    `MAX_SEARCH_NAMES` are left out.
 
     Only letters, digits, ``-`` and ``_`` are taken: the names end up in resolv.conf. Raises BadPacket and nothing else.
     """

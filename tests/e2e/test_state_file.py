@@ -15,21 +15,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from sulla_trio.config import BROADCAST_MAC, format_ip
+from sulla_trio.config import format_ip
 from sulla_trio.link.endpoint import Endpoint, take_socket
 from sulla_trio.services.events import EventLog
 from sulla_trio.services.flows import FlowTable
 from sulla_trio.vnet.driver import Driver
 from sulla_trio.vnet.sockets import TcpListener
-from sulla_trio.wire import dhcp, ethernet, inet, ipv4, udp
 from tests.forward.test_inbound import free_port
+from tests.support.dhcp_link import DhcpLink, mac
 from tests.support.two_drivers import GUEST, guest_config
 
 pytestmark = pytest.mark.e2e
 
 PATIENCE = 30.0
-MACS = [b"\2\0\0\0\0" + bytes((number,)) for number in range(1, 4)]
-ANY = bytes(4)
+MACS = [mac(number) for number in range(1, 4)]
 
 
 class HostSwitch:
@@ -99,15 +98,9 @@ class HostSwitch:
     async def addresses(self, macs: Sequence[bytes]) -> list[str]:
         """What each of `macs` gets by DISCOVER and REQUEST, asking for nothing."""
         async with await self.connect() as stream:
-            buffered = bytearray()
-            given = []
-            for mac in macs:
-                offer = await exchange(stream, buffered, mac, {dhcp.MESSAGE_TYPE: bytes((dhcp.DISCOVER,))})
-                wanted = {dhcp.REQUESTED_IP: offer.yiaddr, dhcp.SERVER_ID: offer.options[dhcp.SERVER_ID]}
-                ack = await exchange(stream, buffered, mac, {dhcp.MESSAGE_TYPE: bytes((dhcp.REQUEST,)), **wanted})
-                assert ack.message_type == dhcp.ACK
-                given.append(format_ip(ack.yiaddr))
-            return given
+            link = DhcpLink(stream)
+            with trio.fail_after(PATIENCE):
+                return [format_ip(await link.lease(mac)) for mac in macs]
 
 
 @pytest.fixture
@@ -126,22 +119,6 @@ async def echo(stream: trio.abc.HalfCloseableStream) -> None:
     async with stream:
         while data := await stream.receive_some():
             await stream.send_all(data)
-
-
-async def exchange(stream: trio.SocketStream, buffered: bytearray, mac: bytes, options: dict[int, bytes]) -> dhcp.Dhcp:
-    """Send one DHCP message as a client without an address, and read frames until its answer."""
-    request = dhcp.emit(dhcp.Dhcp(1, 1, 6, int.from_bytes(mac[2:], "big"), 0, 0, ANY, ANY, ANY, ANY, mac, options))
-    segment = udp.emit(ANY, 68, b"\xff" * 4, 67, request) + request
-    packet = ipv4.emit(ANY, b"\xff" * 4, inet.IPPROTO_UDP, len(segment)) + segment
-    frame = ethernet.emit(BROADCAST_MAC, mac, ethernet.ETHERTYPE_IPV4) + packet
-    await stream.send_all(len(frame).to_bytes(2, "little") + frame)
-    with trio.fail_after(PATIENCE):
-        while True:
-            while len(buffered) >= 2 and len(buffered) >= (end := 2 + int.from_bytes(buffered[:2], "little")):
-                frame, buffered[:end] = bytes(buffered[2:end]), b""
-                if frame[23:24] == b"\x11" and (reply := dhcp.parse(frame[42:])).chaddr == mac:
-                    return reply
-            buffered += await stream.receive_some()
 
 
 async def ask(local: str) -> bytes:

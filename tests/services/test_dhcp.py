@@ -210,6 +210,47 @@ def test_a_long_search_list_is_cut_to_what_the_client_takes(size: bytes, limit: 
     assert len(kept) >= 3
 
 
+def test_sixty_search_domains_fit_what_an_ethernet_client_takes() -> None:
+    names = tuple(f"department-{number}.company.example" for number in range(60))
+    reply = Lab(replace(NETWORK, search_domains=names)).send(dhcp.DISCOVER, max_message_size=(1500).to_bytes(2, "big"))
+    assert reply is not None
+    message = dhcp.emit(reply.message)
+    assert len(message) + 28 <= 1500
+    # RFC 3396: one value in several options, each at most 255 bytes, to be joined before it is read.
+    value, at, lengths = b"", 240, []
+    while message[at] != dhcp.END:
+        code, length = message[at], message[at + 1]
+        if code == dhcp.DOMAIN_SEARCH:
+            lengths.append(length)
+            value += message[at + 2 : at + 2 + length]
+        at += 2 + length
+    assert len(lengths) > 1
+    assert set(lengths[:-1]) == {255}
+    assert dhcp.parse_search(value) == names
+
+
+def test_a_search_list_is_compressed_only_when_it_must_be() -> None:
+    few = tuple(f"d{number}.example" for number in range(10))
+    plain = Lab(replace(NETWORK, search_domains=few)).send(dhcp.DISCOVER)
+    many = tuple(f"d{number}.example" for number in range(40))
+    tight = Lab(replace(NETWORK, search_domains=many)).send(dhcp.DISCOVER)
+    assert plain is not None
+    assert tight is not None
+    assert plain.message.options[dhcp.DOMAIN_SEARCH] == dhcp.emit_search(few)
+    assert tight.message.options[dhcp.DOMAIN_SEARCH] == dhcp.emit_search(many, compress=True)
+
+
+def test_the_search_list_of_the_moment() -> None:
+    lab = Lab()
+    names: list[str] = []
+    lab.server = DhcpServer(NETWORK, lab.leases, lab.events, search_domains=lambda: tuple(names))
+    for name in ("before.example", "vpn.example"):
+        names[:] = [name]
+        reply = lab.send(dhcp.DISCOVER)
+        assert reply is not None
+        assert dhcp.parse_search(reply.message.options[dhcp.DOMAIN_SEARCH]) == (name,)
+
+
 @given(st.binary(max_size=120), st.sampled_from([1, 3, 4, 7, 8]))
 def test_no_request_raises(options: bytes, kind: int) -> None:
     fixed = bytes((1, 1, 6, 0)) + bytes(24) + MAC + bytes(10 + 192) + bytes((99, 130, 83, 99, 53, 1, kind))

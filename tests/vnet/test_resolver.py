@@ -24,8 +24,11 @@ def test_the_list_is_read_again_when_it_changes(tmp_path) -> None:
     new.write_text("nameserver 10.0.0.2\nnameserver 10.0.0.3\n")
     os.replace(new, path)
     assert resolver.servers == ("10.0.0.2", "10.0.0.3")
+    assert resolver.search == ()
+    path.write_text("search vpn.example corp.example\n")
+    assert resolver.search == ("vpn.example", "corp.example")
     path.unlink()
-    assert resolver.servers == ()
+    assert (resolver.servers, resolver.search) == ((), ())
 
 
 async def test_no_upstream_is_none_at_once() -> None:

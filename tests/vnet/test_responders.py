@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import dnslib
 import trio
 
-from sulla_trio.config import GUEST_MAC
+from sulla_trio.config import GUEST_MAC, network_config
+from sulla_trio.link.endpoint import Endpoint
 from sulla_trio.services.dhcp_client import DhcpClient
 from sulla_trio.vnet import resolver as resolving
-from sulla_trio.vnet.resolver import receive_message
+from sulla_trio.vnet.network import VirtualNetwork
+from sulla_trio.vnet.resolver import Resolver, receive_message
 from sulla_trio.vnet.sockets import connect_tcp
+from sulla_trio.wire import dhcp
+from tests.support.dhcp_link import DhcpLink, mac
 from tests.support.two_drivers import GATEWAY, GUEST, gateway_and_guest
 
 
@@ -46,6 +54,62 @@ async def test_dhcp_client_gets_its_lease_and_the_lease_table_shows_it() -> None
         assert any(
             event["type"] == "lease.acquired" or event["type"] == "lease.renewed" for event in network.events.since(0)
         )
+
+
+@asynccontextmanager
+async def clients_of(network: VirtualNetwork) -> AsyncIterator[DhcpLink]:
+    """`network`, running, and a link to it."""
+    left, right = socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.run)
+        nursery.start_soon(network.serve_link, Endpoint(left, "test://clients"))
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(right)) as stream:
+            with trio.fail_after(60):
+                yield DhcpLink(stream)
+        nursery.cancel_scope.cancel()
+
+
+def network_of(subnet: str, resolver: Resolver | None = None) -> VirtualNetwork:
+    return VirtualNetwork(network_config(subnet), resolver=resolver or Resolver(servers=()), poison=True, strict=True)
+
+
+async def test_three_hundred_clients_on_a_slash_23() -> None:
+    network = network_of("192.168.126.0/23")
+    async with clients_of(network) as link:
+        given = [await link.lease(mac(number)) for number in range(300)]
+        again = [await link.lease(mac(number)) for number in reversed(range(300))]
+    taken = {bytes((192, 168, 126, last)) for last in (0, 1, 2, 254)} | {bytes((192, 168, 127, 255))}
+    assert len(set(given)) == 300
+    assert not taken & set(given)
+    assert bytes((192, 168, 127, 40)) in given
+    assert again == given[::-1]
+    assert len(network.leases.all(network.driver.now())) == 302
+
+
+async def test_an_exhausted_slash_24_is_silent_says_so_once_and_recovers() -> None:
+    network = network_of("192.168.127.0/24")
+    async with clients_of(network) as link:
+        given = [await link.lease(mac(number)) for number in range(251)]
+        assert given == [bytes((192, 168, 127, last)) for last in range(3, 254)]
+        for number in range(251, 260):
+            await link.send(mac(number), dhcp.DISCOVER)
+        await link.send(mac(7), dhcp.DISCOVER)
+        assert (await link.reply(mac(7))).yiaddr == given[7]
+        assert link.others == []
+        (told,) = [event for event in network.events.since(0) if event["type"] == "lease.exhausted"]
+        assert told["subnet"] == "192.168.127.0/24"
+        await link.send(mac(7), dhcp.RELEASE, ciaddr=given[7])
+        assert await link.lease(mac(259)) == given[7]
+
+
+async def test_the_search_list_is_the_hosts(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    names = tuple(f"d{number}.corp.example" for number in range(60))
+    path.write_text(f"nameserver 127.0.0.1\nsearch {' '.join(names)}\n")
+    async with clients_of(network_of("192.168.127.0/24", Resolver(str(path)))) as link:
+        await link.send(mac(1), dhcp.DISCOVER, {dhcp.MAX_MESSAGE_SIZE: (1500).to_bytes(2, "big")})
+        offer = await link.reply(mac(1))
+        assert dhcp.parse_search(offer.options[dhcp.DOMAIN_SEARCH]) == names
 
 
 async def test_local_names_and_servfail_without_upstreams() -> None:

@@ -201,9 +201,33 @@ def test_names_dns_cannot_carry_are_left_out(name: str) -> None:
     assert dhcp.emit_search(("a", name, "b.")) == b"\1a\0\1b\0"
 
 
-@given(st.lists(st.from_regex(r"[A-Za-z0-9_-]{1,20}(\.[A-Za-z0-9_-]{1,20}){0,4}", fullmatch=True), max_size=8))
-def test_search_round_trip(names: list[str]) -> None:
-    assert dhcp.parse_search(dhcp.emit_search(tuple(names))) == tuple(names)
+def test_a_compressed_search_list() -> None:
+    names = ("eng.example.com", "example.com", "sales.example.com", "eng.example.com", "org")
+    value = dhcp.emit_search(names, compress=True)
+    assert value == b"\3eng\7example\3com\0\xc0\4\5sales\xc0\4\xc0\0\3org\0"
+    assert dhcp.parse_search(value) == names
+
+
+def test_the_first_name_without_room_ends_the_list() -> None:
+    names = ("a", "example.com", "b")
+    assert [dhcp.emit_search(names, room=room) for room in (0, 2, 3, 15, 16, 19)] == [
+        b"", b"", b"\1a\0", b"\1a\0", b"\1a\0\7example\3com\0", b"\1a\0\7example\3com\0\1b\0"
+    ]  # fmt: skip
+
+
+labels = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True) | st.sampled_from(["corp", "example", "com"])
+search_lists = st.lists(st.lists(labels, min_size=1, max_size=5).map(".".join), max_size=70)
+
+
+@given(search_lists, st.booleans(), st.integers(0, 2000))
+def test_search_round_trip(names: list[str], compress: bool, room: int) -> None:
+    whole = dhcp.emit_search(tuple(names), compress=compress)
+    assert dhcp.parse_search(whole) == tuple(names[: dhcp.MAX_SEARCH_NAMES])
+    cut = dhcp.emit_search(tuple(names), compress=compress, room=room)
+    assert len(cut) <= room
+    assert whole.startswith(cut)
+    kept = dhcp.parse_search(cut)
+    assert kept == tuple(names[: len(kept)])
 
 
 def test_format_names_the_addresses() -> None:
