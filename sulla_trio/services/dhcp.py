@@ -81,6 +81,8 @@ class DhcpServer:
             reply = self._request(request, source_ip, now)
         elif kind == dhcp.INFORM:
             reply = self._reply(request, dhcp.ACK, None, source_ip if source_ip != ANY else request.ciaddr)
+        elif request.options.get(dhcp.SERVER_ID, self._network.gateway_ip) != self._network.gateway_ip:
+            pass  # it releases or declines what another server gave it
         elif kind == dhcp.RELEASE:
             if self._leases.release(mac, request.ciaddr, now):
                 self._emit("released", request.ciaddr, mac)

@@ -251,6 +251,17 @@ def test_the_search_list_of_the_moment() -> None:
         assert dhcp.parse_search(reply.message.options[dhcp.DOMAIN_SEARCH]) == (name,)
 
 
+@pytest.mark.parametrize("kind", [dhcp.RELEASE, dhcp.DECLINE])
+def test_what_another_server_gave_is_not_ours_to_take_back(kind: int) -> None:
+    lab = Lab()
+    ip = lab.lease()
+    other = parse_ip("192.168.127.9")
+    assert lab.send(kind, ciaddr=ip, requested_ip=ip, server_id=other) is None
+    assert lab.leases.lookup(MAC, 0.0) is not None
+    assert lab.send(kind, ciaddr=ip, requested_ip=ip, server_id=GATEWAY) is None
+    assert lab.leases.lookup(MAC, 0.0) is None
+
+
 @given(st.binary(max_size=120), st.sampled_from([1, 3, 4, 7, 8]))
 def test_no_request_raises(options: bytes, kind: int) -> None:
     fixed = bytes((1, 1, 6, 0)) + bytes(24) + MAC + bytes(10 + 192) + bytes((99, 130, 83, 99, 53, 1, kind))
