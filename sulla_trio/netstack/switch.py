@@ -10,6 +10,8 @@ from sulla_trio.wire.inet import Buffer
 
 CAM_LIMIT: Final = 4096
 """MACs remembered: far more than a VM with containers shows, and 400 KB at most under a flood of forged ones."""
+MAX_MOVES: Final = 256
+"""MACs whose last move is remembered; a guest that forges its neighbours' does not fill more."""
 BROADCAST: Final = b"\xff" * 6
 _CONTROL: Final = 0x88B5
 _unpack: Final = Struct("!6s6sH").unpack_from
@@ -22,7 +24,7 @@ class Switch:
     The gateway is not a port: `ingress` says whether a frame is for it, `egress` where its own frames go.
     """
 
-    __slots__ = ("_cam", "_cam_limit", "_counters", "_gateway_mac", "_next", "_ports")
+    __slots__ = ("_cam", "_cam_limit", "_counters", "_gateway_mac", "_moves", "_next", "_ports", "duplicates")
 
     def __init__(self, gateway_mac: bytes, counters: Counters, cam_limit: int = CAM_LIMIT) -> None:
         self._gateway_mac = gateway_mac
@@ -30,7 +32,11 @@ class Switch:
         self._cam_limit = cam_limit
         self._cam: dict[bytes, int] = {}
         self._ports: dict[int, None] = {}
+        self._moves: dict[bytes, tuple[int, int, bool]] = {}
+        """MAC to the ports of its last move, from and to, and whether it was told as a duplicate."""
         self._next = 0
+        self.duplicates: list[tuple[bytes, int, int]] = []
+        """(MAC, port, other port): two guests have it. Each once while both ports live; whoever tells them empties it."""
 
     def add_port(self) -> int:
         """The id of a new port: 0, 1, 2..., never used again."""
@@ -43,6 +49,7 @@ class Switch:
         """Forget a port and every MAC learned on it."""
         self._ports.pop(port, None)
         self._cam = {mac: at for mac, at in self._cam.items() if at != port}
+        self._moves = {mac: move for mac, move in self._moves.items() if port not in move[:2]}
 
     def ingress(self, port: int, frame: Buffer) -> tuple[bool, tuple[int, ...]]:
         """Learn from `frame` (at least 14 bytes), which came in by `port`: (is it for the gateway, the other ports it goes to).
@@ -78,12 +85,24 @@ class Switch:
             self._counters.drop("switch_group_source")
             return False
         cam = self._cam
-        cam.pop(source, None)  # a MAC that moves becomes the newest
+        before = cam.pop(source, None)  # a MAC that moves becomes the newest
+        if before is not None:
+            self._moved(source, before, port)
         if len(cam) >= self._cam_limit:
             del cam[next(iter(cam))]
             self._counters.drop("switch_cam_full")
         cam[source] = port
         return True
+
+    def _moved(self, mac: bytes, before: int, port: int) -> None:
+        """A MAC that moves once is a guest with a new link, whose old one has not ended yet; one that moves back is two."""
+        move = self._moves.get(mac)
+        if move is None or port not in move[:2]:
+            if move is not None or len(self._moves) < MAX_MOVES:
+                self._moves[mac] = (before, port, False)
+        elif not move[2]:
+            self._moves[mac] = (before, port, True)
+            self.duplicates.append((mac, min(before, port), max(before, port)))
 
     def egress(self, destination: bytes) -> tuple[int, ...]:
         """The ports that a frame of the gateway to `destination` leaves by."""

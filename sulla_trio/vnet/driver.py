@@ -199,6 +199,8 @@ class Driver:
                 port = self._ports[other]
                 self._transmit(port, bytes(frame), b"")
                 switched.add(port)
+        if self.switch.duplicates:
+            self._tell_duplicates()
         counters.frames_received += len(frames)
         counters.bytes_received += received
         for port in switched:
@@ -213,6 +215,13 @@ class Driver:
     def _drained(self, port_id: int) -> None:
         self.stack.release(port_id)
         self.pump()
+
+    def _tell_duplicates(self) -> None:
+        """Two guests with one MAC take each other's frames, and have one lease between them."""
+        for mac, *ports in self.switch.duplicates:
+            names = [port.endpoint.name for at in ports if (port := self._ports.get(at)) is not None]
+            self.events.emit("switch.duplicate_mac", mac=format_mac(mac), ports=ports, peers=names)
+        self.switch.duplicates.clear()
 
     def _transmit(self, port: Port, header: bytes, payload: Any) -> None:
         if port.transmit(header, payload):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sulla_trio.config import BROADCAST_MAC, GATEWAY_MAC
 from sulla_trio.netstack.counters import Counters
-from sulla_trio.netstack.switch import Switch
+from sulla_trio.netstack.switch import MAX_MOVES, Switch
 
 A, B, C = (bytes((2, 0, 0, 0, 0, last)) for last in (1, 2, 3))
 GROUP = bytes.fromhex("01005e0000fb")
@@ -74,6 +74,37 @@ def test_a_mac_moves_with_its_frames(switch: Switch) -> None:
     switch.ingress(2, frame(GATEWAY_MAC, A))
     assert switch.cam() == {A: 2, B: 1}
     assert switch.egress(A) == (2,)
+
+
+def test_a_mac_that_moves_back_is_two_guests_and_told_once(switch: Switch) -> None:
+    switch.ingress(2, frame(GATEWAY_MAC, A))
+    assert switch.duplicates == []  # perhaps a guest whose old link has not ended yet
+    for port in (0, 2, 0, 2):
+        switch.ingress(port, frame(GATEWAY_MAC, A))
+    assert switch.duplicates == [(A, 0, 2)]
+    switch.duplicates.clear()
+    switch.remove_port(2)
+    other = switch.add_port()
+    for port in (0, other, 0):
+        switch.ingress(port, frame(GATEWAY_MAC, A))
+    assert switch.duplicates == [(A, 0, other)]
+
+
+def test_a_mac_that_comes_again_after_its_port_ended_is_no_duplicate(switch: Switch) -> None:
+    for _ in range(3):
+        port = switch.add_port()
+        switch.ingress(port, frame(GATEWAY_MAC, A))
+        switch.remove_port(port)
+        switch.ingress(0, frame(GATEWAY_MAC, A))
+    assert switch.duplicates == []
+
+
+def test_forged_moves_are_bounded(switch: Switch) -> None:
+    macs = [b"\2\1\0\0" + number.to_bytes(2, "big") for number in range(MAX_MOVES + 10)]
+    for port in (0, 1, 0):
+        for mac in macs:
+            switch.ingress(port, frame(GATEWAY_MAC, mac))
+    assert [mac for mac, *_ in switch.duplicates] == macs[:MAX_MOVES]
 
 
 def test_egress(switch: Switch) -> None:

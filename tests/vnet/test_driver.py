@@ -36,6 +36,23 @@ async def read(sock: socket.socket, size: int) -> bytes:
     return got
 
 
+async def test_two_guests_with_one_mac_are_one_event(driver: Driver) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(driver.run)
+        for number, (inner, _) in enumerate(pairs):
+            nursery.start_soon(driver.serve_link, Endpoint(inner, f"vm-{number}"))
+            await trio.testing.wait_all_tasks_blocked()
+        for outer in [outer for _, outer in pairs] * 3:
+            outer.send(frame(GATEWAY_MAC, ONE))
+            await trio.testing.wait_all_tasks_blocked(0.005)
+        (told,) = [event for event in driver.events.since(0) if event["type"] == "switch.duplicate_mac"]
+        assert (told["mac"], told["ports"], told["peers"]) == ("02:00:00:00:00:01", [0, 1], ["vm-0", "vm-1"])
+        nursery.cancel_scope.cancel()
+    for _, outer in pairs:
+        outer.close()
+
+
 async def test_two_guests_talk_through_the_switch(driver: Driver) -> None:
     pairs = [socket.socketpair() for _ in range(2)]
     for _, outer in pairs:
