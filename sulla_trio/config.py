@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -85,6 +86,8 @@ class NetworkConfig:
     """Ports of 127.0.0.1 that `host_ip` reaches; None: all."""
     deny_out: tuple[ipaddress.IPv4Network, ...] = field(default=())
     """Networks that the guest may not reach, beside the never-dialled table."""
+    static_leases: tuple[tuple[bytes, bytes], ...] = ()
+    """(MAC, address) that DHCP gives to that MAC alone, for ever; the guest's own is among them unless its MAC is named."""
 
     @property
     def netmask(self) -> bytes:
@@ -132,6 +135,33 @@ def network_config(subnet: str = DEFAULT_SUBNET, mtu: int = DEFAULT_MTU) -> Netw
         if at not in network or at in (network.network_address, network.broadcast_address):
             raise ConfigError(f"validating subnet: {at} is not a usable address of {subnet}; use a /24 or larger")
     return NetworkConfig(network, gateway, guest, host, mtu)
+
+
+def parse_static_leases(texts: Iterable[str], network: NetworkConfig) -> tuple[tuple[bytes, bytes], ...]:
+    """Each ``MAC=IPv4``, as `NetworkConfig.static_leases`.
+
+    Raises:
+        ConfigError: not of that form, an address that no guest can have, or one address or MAC twice.
+    """
+    leases: dict[bytes, bytes] = {}
+    for text in texts:
+        mac_text, equals, ip_text = text.partition("=")
+        if not equals:
+            raise ConfigError(f"static lease {text}: want MAC=IPv4, such as 52:54:00:00:00:01=192.168.127.10")
+        mac, ip = parse_mac(mac_text), parse_ip(ip_text)
+        if mac[0] & 1 or mac in (bytes(6), network.gateway_mac):
+            raise ConfigError(f"static lease {text}: no guest can have this MAC address")
+        ends = (network.subnet.network_address.packed, network.subnet.broadcast_address.packed)
+        if ip not in network or ip in (*ends, *network.virtual_ips):
+            raise ConfigError(f"static lease {text}: no guest can have this address in {network.subnet}")
+        if mac in leases or ip in leases.values():
+            raise ConfigError(f"static lease {text}: the MAC or the address has a static lease already")
+        leases[mac] = ip
+    if network.guest_mac not in leases and network.guest_ip in leases.values():
+        raise ConfigError(
+            f"static lease of {format_ip(network.guest_ip)}: it is {format_mac(network.guest_mac)}'s; give that another one too"
+        )
+    return tuple(leases.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from sulla_trio.config import (
     parse_ip,
     parse_mac,
     parse_port_forward,
+    parse_static_leases,
 )
 from sulla_trio.errors import ConfigError
 
@@ -84,3 +85,38 @@ def test_bad_port_forwards_have_the_texts_of_the_peer(text: str, message: str) -
     with pytest.raises(ConfigError) as caught:
         parse_port_forward(text)
     assert str(caught.value) == message
+
+
+def test_static_leases() -> None:
+    network = network_config()
+    guest = "5A-94-EF-E4-0C-EE=192.168.127.9"
+    assert parse_static_leases(["02:00:00:00:00:01=192.168.127.253", guest], network) == (
+        (b"\2\0\0\0\0\1", bytes((192, 168, 127, 253))),
+        (network.guest_mac, bytes((192, 168, 127, 9))),
+    )
+    assert parse_static_leases([guest, "02:00:00:00:00:01=192.168.127.2"], network)[1][1] == network.guest_ip
+    assert parse_static_leases([], network) == ()
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["02:00:00:00:00:01"], "want MAC=IPv4"),
+        (["02:00:00:00:00=192.168.127.9"], "invalid MAC address"),
+        (["02:00:00:00:00:01=guest"], "invalid IPv4 address"),
+        (["01:00:00:00:00:01=192.168.127.9"], "no guest can have this MAC"),
+        (["00:00:00:00:00:00=192.168.127.9"], "no guest can have this MAC"),
+        (["5a:94:ef:e4:0c:dd=192.168.127.9"], "no guest can have this MAC"),
+        (["02:00:00:00:00:01=192.168.127.0"], "no guest can have this address in 192.168.127.0/24"),
+        (["02:00:00:00:00:01=192.168.127.1"], "no guest can have this address"),
+        (["02:00:00:00:00:01=192.168.127.254"], "no guest can have this address"),
+        (["02:00:00:00:00:01=192.168.127.255"], "no guest can have this address"),
+        (["02:00:00:00:00:01=10.0.0.1"], "no guest can have this address"),
+        (["02:00:00:00:00:01=192.168.127.9", "02:00:00:00:00:02=192.168.127.9"], "already"),
+        (["02:00:00:00:00:01=192.168.127.9", "02:00:00:00:00:01=192.168.127.8"], "already"),
+        (["02:00:00:00:00:01=192.168.127.2"], "it is 5a:94:ef:e4:0c:ee's"),
+    ],
+)
+def test_bad_static_leases(texts: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_static_leases(texts, network_config())

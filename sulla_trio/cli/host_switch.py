@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sulla_trio.cli import dialect as dialects
 from sulla_trio.cli.goflags import FlagSet
-from sulla_trio.config import DEFAULT_MTU, DEFAULT_SUBNET, NetworkConfig, network_config, parse_port_forward
+from sulla_trio.config import (
+    DEFAULT_MTU,
+    DEFAULT_SUBNET,
+    NetworkConfig,
+    network_config,
+    parse_port_forward,
+    parse_static_leases,
+)
 from sulla_trio.errors import ConfigError
 from sulla_trio.link.endpoint_url import parse_endpoint
 
@@ -38,6 +45,9 @@ def flags(program: str) -> FlagSet:
     declared.add_bool("no-host-loopback", "do not let the guest reach 127.0.0.1 of the host through .254", ours=True)
     declared.add_string("host-loopback-ports", "only these ports through .254: a comma-separated `LIST`", ours=True)
     declared.add_repeated("deny-out", "do not let the guest reach `CIDR`, repeatable", ours=True)
+    declared.add_repeated(
+        "static-lease", "give the guest with this MAC always this address: `MAC=IPv4`, repeatable", ours=True
+    )
     declared.add_string("state", "keep forwards and leases over a restart in `FILE`", ours=True)
     declared.add_bool("strict", "let an unexpected exception end the daemon", ours=True)
     declared.add_string("logfile", "log to `PATH` instead of stderr", ours=True)
@@ -110,8 +120,10 @@ def _network(values: dict[str, Any]) -> NetworkConfig:
             denied.append(ipaddress.IPv4Network(text, strict=False))
         except ValueError:
             raise ConfigError(f"--deny-out {text}: want an IPv4 network such as 10.0.0.0/8") from None
+    network = network_config(values["subnet"], values["mtu"])
     return replace(
-        network_config(values["subnet"], values["mtu"]),
+        network,
+        static_leases=parse_static_leases(values["static-lease"], network),
         host_loopback=not values["no-host-loopback"],
         host_loopback_ports=parse_ports(values["host-loopback-ports"]),
         deny_out=tuple(denied),

@@ -55,8 +55,8 @@ class LeaseTable:
     """Leases of one network. Never given: the network and broadcast addresses, the gateway, the host alias, static
     ones.
 
-    `static` maps MAC to address and defaults to the guest's (`guest_mac` has `guest_ip`). All times are seconds of one
-    clock of the caller's. Nothing here raises.
+    `static` maps MAC to address; by default it has the guest's (`guest_mac` has `guest_ip`) and the configured ones. All
+    times are seconds of one clock of the caller's. Nothing here raises.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LeaseTable:
         self.network = network
         self.seconds = seconds
         self._max_leases = max_leases
-        given = {network.guest_mac: network.guest_ip} if static is None else static
+        given = {network.guest_mac: network.guest_ip, **dict(network.static_leases)} if static is None else static
         self._static = {mac: Lease(ip, mac, None, True) for mac, ip in given.items()}
         self._reserved = {network.gateway_ip, network.host_ip, *given.values()}
         self._next = int(network.subnet.network_address) + 1

@@ -29,7 +29,7 @@ def test_host_switch_defaults() -> None:
 def test_host_switch_flags() -> None:
     config = host(
         "-debug", "--subnet", "10.1.2.77/16", "--mtu=65000", "--listen", "none", "--data", "fd://5", "--strict",
-        "--state", "s.json",
+        "--state", "s.json", "--static-lease", "02:00:00:00:00:01=10.1.2.9",
         "-port-forward", "127.0.0.1:1=10.1.2.2:1", "-port-forward", "udp:127.0.0.1:1=10.1.2.2:1",
         "-port-forward=127.0.0.1:1=10.1.2.2:2",
         "--no-host-loopback", "--host-loopback-ports", "80,8000-8002", "--deny-out", "10.0.0.0/8", "--deny-out=1.1.1.1",
@@ -37,6 +37,7 @@ def test_host_switch_flags() -> None:
     assert config.network.gateway_ip == bytes([10, 1, 2, 1])
     assert (config.network.mtu, config.data, config.debug, config.strict) == (65000, "fd://5", True, True)
     assert config.state == "s.json"
+    assert config.network.static_leases == ((b"\2\0\0\0\0\1", bytes([10, 1, 2, 9])),)
     assert config.listen == ()
     assert config.forwards == (
         PortForward("127.0.0.1:1", "10.1.2.2:2"),  # the last of the same local address
@@ -57,6 +58,7 @@ def test_host_switch_flags() -> None:
         (["--mtu", "70000"], "mtu 70000 is out of range"),
         (["-port-forward", "80=90"], "address 80: missing port in address"),
         (["-port-forward", "x"], 'input ["x"] not in expected format: HostIP:Port=GuestIP:Port'),
+        (["--static-lease", "x"], "static lease x: want MAC=IPv4"),
         (["--deny-out", "x"], "--deny-out x: want an IPv4 network"),
         (["--deny-out", "::/0"], "--deny-out ::/0: want an IPv4 network"),
         (["--host-loopback-ports", "80,x"], "--host-loopback-ports 80,x: 'x' is not a port"),

@@ -149,6 +149,15 @@ def test_the_table_is_bounded_whatever_the_prefix() -> None:
     assert table.offer(mac(5), OFFER_SECONDS, parse_ip("10.77.0.1")) is not None
 
 
+def test_the_configured_static_leases() -> None:
+    table = LeaseTable(replace(NETWORK, static_leases=((mac(1), parse_ip("192.168.127.3")),)))
+    assert [take(table, number) for number in (2, 1)] == ["192.168.127.4", "192.168.127.3"]
+    assert take(table, 3) == "192.168.127.5"
+    moved = LeaseTable(replace(NETWORK, static_leases=((GUEST_MAC, parse_ip("192.168.127.9")),)))
+    assert "192.168.127.2" not in moved.all(0.0)
+    assert take(moved, 1) == "192.168.127.2"
+
+
 def test_a_restart_keeps_who_has_what() -> None:
     before = LeaseTable(small())
     assert [take(before, number, 100.0) for number in (1, 2)] == ["10.0.0.3", "10.0.0.4"]
