@@ -108,6 +108,8 @@ class EchoRequested(NamedTuple):
     mac: bytes
     port: int
     ttl: int
+    header: bytes
+    """IP header and 8 bytes: what an ICMP error quotes (RFC 792)."""
 
 
 Event: TypeAlias = (

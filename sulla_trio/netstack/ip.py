@@ -160,11 +160,23 @@ class IpLayer:
         self.send_icmp_error(kind, code, rest, bytes(quoted[:128]), bytes(frame[26:30]), bytes(frame[6:12]), port, now)
 
     def send_icmp_error(
-        self, type: int, code: int, rest: int, quoted_header: bytes, source_ip: bytes, mac: bytes, port: int, now: float
+        self,
+        type: int,
+        code: int,
+        rest: int,
+        quoted_header: bytes,
+        source_ip: bytes,
+        mac: bytes,
+        port: int,
+        now: float,
+        *,
+        sender: bytes | None = None,
+        ttl: int = 64,
     ) -> None:
-        """Send an ICMP error from the gateway to the guest at `source_ip` about the packet that begins with `quoted_header`.
+        """Send an ICMP error to the guest at `source_ip` about the packet that begins with `quoted_header`.
 
-        Silently not sent where RFC 1122 section 3.2.2 forbids it or the rate is exceeded.
+        It comes from the gateway, or from `sender`: a router of the outside. Silently not sent where RFC 1122 section 3.2.2
+        forbids it or the rate is exceeded.
         """
         if not may_answer(quoted_header):
             return
@@ -173,7 +185,7 @@ class IpLayer:
             return
         self.counters.icmp_errors_sent += 1
         message = icmp.emit_error(type, code, rest, quoted_header)
-        self._send_ipv4(self.network.gateway_ip, source_ip, inet.IPPROTO_ICMP, message, mac, port)
+        self._send_ipv4(sender or self.network.gateway_ip, source_ip, inet.IPPROTO_ICMP, message, mac, port, ttl)
 
     def _send_ipv4(
         self,
@@ -235,7 +247,15 @@ class IpLayer:
         counters.icmp_echo_requests_received += 1
         payload, mac = bytes(frame[message.payload_offset : end]), bytes(frame[6:12])
         request = events.EchoRequested(
-            header.source, header.destination, message.rest >> 16, message.rest & 0xFFFF, payload, mac, port, header.ttl
+            header.source,
+            header.destination,
+            message.rest >> 16,
+            message.rest & 0xFFFF,
+            payload,
+            mac,
+            port,
+            header.ttl,
+            bytes(frame[14 : start + icmp.QUOTED_PAYLOAD]),
         )
         if header.destination in self._own_ips:
             self.send_echo_reply(request, payload, self._now)
@@ -244,13 +264,13 @@ class IpLayer:
         else:
             self._events.append(request)
 
-    def send_echo_reply(self, request: events.EchoRequested, payload: bytes, now: float) -> None:
+    def send_echo_reply(self, request: events.EchoRequested, payload: bytes, now: float, *, ttl: int = 64) -> None:
         """Answer `request`; the source is the address that was pinged."""
         self.counters.icmp_echo_replies_sent += 1
         rest = request.identifier << 16 | request.sequence
         message = icmp.emit(icmp.ECHO_REPLY, 0, rest, payload)
         self._send_ipv4(
-            request.destination_ip, request.source_ip, inet.IPPROTO_ICMP, message, request.mac, request.port
+            request.destination_ip, request.source_ip, inet.IPPROTO_ICMP, message, request.mac, request.port, ttl
         )
 
     # UDP

@@ -313,12 +313,24 @@ def test_a_large_ping_comes_back_in_fragments(guest: StackGuest) -> None:
 
 
 def test_ping_to_the_outside_is_an_event(guest: StackGuest) -> None:
-    assert guest.send(guest.echo(REMOTE)) == []
+    sent = guest.echo(REMOTE)
+    assert guest.send(sent) == []
     (event,) = guest.events()
-    assert event == EchoRequested(guest.ip, REMOTE, 0x0102, 3, b"ping", guest.mac, guest.port, 64)
-    guest.stack.send_echo_reply(event, b"pong", guest.now)
+    assert event == EchoRequested(guest.ip, REMOTE, 0x0102, 3, b"ping", guest.mac, guest.port, 64, sent[14:42])
+    guest.stack.send_echo_reply(event, b"pong", guest.now, ttl=57)
     (frame,) = guest.frames()
-    assert (ip_of(frame).source, icmp_of(frame)[1]) == (REMOTE, b"pong")
+    assert (ip_of(frame).source, ip_of(frame).ttl, icmp_of(frame)[1]) == (REMOTE, 57, b"pong")
+
+
+def test_an_error_of_the_outside_comes_from_its_sender(guest: StackGuest) -> None:
+    sent, router = guest.echo(REMOTE), ip("10.0.0.1")
+    guest.stack.send_icmp_error(
+        icmp.TIME_EXCEEDED, 0, 0, sent[14:42], guest.ip, guest.mac, guest.port, guest.now, sender=router, ttl=60
+    )
+    (frame,) = guest.frames()
+    header, (message, quoted) = ip_of(frame), icmp_of(frame)
+    assert (header.source, header.destination, header.ttl) == (router, guest.ip, 60)
+    assert (message.type, quoted) == (icmp.TIME_EXCEEDED, sent[14:42])
 
 
 def test_other_icmp_is_dropped(guest: StackGuest) -> None:
