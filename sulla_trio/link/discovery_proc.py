@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sulla_trio.errors import ConfigError
 from sulla_trio.link.endpoint_url import MAX_CID, EndpointUrl, parse_endpoint
@@ -27,6 +28,12 @@ FIRST_GUEST_CID: Final = 3
 _DRIVER: Final = re.compile(r"vhost-vsock(-\w+)+")
 _GLOBAL: Final = re.compile(r"vhost-vsock[\w-]*\.guest-cid=(\w+)")
 _SET: Final = re.compile(r"device\.[^.]+\.guest-cid=(\w+)")
+
+
+class _Process(NamedTuple):
+    directory: str
+    trusted: bool
+    """Whether what it calls a path is one for us to read or to connect to."""
 
 
 def running_vms(proc: str, port: int) -> list[EndpointUrl]:
@@ -43,9 +50,8 @@ def running_vms(proc: str, port: int) -> list[EndpointUrl]:
     for number in numbers:
         directory = f"{proc}/{number}"
         arguments = [os.fsdecode(word) for word in _read(f"{directory}/cmdline").split(b"\0")]
-        for place in _places(directory, arguments):
-            if place.startswith("vsock+unix:") and _owner(directory) not in trusted:
-                continue
+        process = _Process(directory, _owner(directory) in trusted)
+        for place in _places(process, arguments):
             try:
                 found[parse_endpoint(f"{place}:{port}")] = None
             except ConfigError:
@@ -60,12 +66,12 @@ def _owner(directory: str) -> int | None:
         return None
 
 
-def _places(directory: str, arguments: list[str]) -> Iterator[str]:
+def _places(process: _Process, arguments: list[str]) -> Iterator[str]:
     """Endpoint URLs without their port."""
     program = os.path.basename(arguments[0])
     read = _VMMS.get(next((name for name in _VMMS if program.startswith(name)), ""), _qemu)
     for option, value in _options(arguments):
-        yield from read(directory, option, value)
+        yield from read(process, option, value)
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
@@ -78,7 +84,7 @@ def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def _qemu(directory: str, option: str, value: str) -> Iterator[str]:
+def _qemu(process: _Process, option: str, value: str) -> Iterator[str]:
     cid: object = None
     match option:
         case "device" if value.lstrip().startswith("{"):
@@ -96,23 +102,23 @@ def _qemu(directory: str, option: str, value: str) -> Iterator[str]:
     yield from _vsock(cid)
 
 
-def _firecracker(directory: str, option: str, value: str) -> Iterator[str]:
+def _firecracker(process: _Process, option: str, value: str) -> Iterator[str]:
     if option == "vsock-cid":
         yield from _vsock(value)
     elif option == "config-file":
-        text = _read(_outside(directory, value) or "").decode(errors="replace")
+        text = _read(_outside(process, value) or "").decode(errors="replace")
         vsock = _json_object(text).get("vsock")
         path = vsock.get("uds_path") if isinstance(vsock, dict) else None
         if isinstance(path, str):
-            yield from _hybrid(directory, path)
+            yield from _hybrid(process, path)
 
 
-def _cloud_hypervisor(directory: str, option: str, value: str) -> Iterator[str]:
+def _cloud_hypervisor(process: _Process, option: str, value: str) -> Iterator[str]:
     if option == "vsock":
-        yield from _hybrid(directory, _suboptions(value).get("socket", ""))
+        yield from _hybrid(process, _suboptions(value).get("socket", ""))
 
 
-_VMMS: Final[dict[str, Callable[[str, str, str], Iterator[str]]]] = {
+_VMMS: Final[dict[str, Callable[[_Process, str, str], Iterator[str]]]] = {
     "firecracker": _firecracker,
     "cloud-hypervisor": _cloud_hypervisor,
 }
@@ -129,18 +135,18 @@ def _vsock(cid: object) -> Iterator[str]:
         yield f"vsock://{number}"
 
 
-def _hybrid(directory: str, path: str) -> Iterator[str]:
-    if outside := _outside(directory, path):
+def _hybrid(process: _Process, path: str) -> Iterator[str]:
+    if outside := _outside(process, path):
         yield f"vsock+unix://{outside}"
 
 
-def _outside(directory: str, path: str) -> str | None:
-    """`path` as the process in `directory` names it, from where we are: below its working directory, in its root."""
-    if not path or "\0" in path:
+def _outside(process: _Process, path: str) -> str | None:
+    """`path` as `process` names it, from where we are: below its working directory, in its root."""
+    if not process.trusted or not path or "\0" in path:
         return None
     try:
-        root = os.readlink(f"{directory}/root").rstrip("/")
-        start = os.readlink(f"{directory}/cwd")  # the kernel tells it from our root
+        root = os.readlink(f"{process.directory}/root").rstrip("/")
+        start = os.readlink(f"{process.directory}/cwd")  # the kernel tells it from our root
     except OSError:
         return None
     return os.path.normpath(root + path if path.startswith("/") else os.path.join(start, path))
@@ -162,12 +168,9 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _read(path: str) -> bytes:
     try:
-        # A process of another user may have named a pipe or a terminal as its file.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
-    except OSError:
-        return b""
-    try:
-        with open(descriptor, "rb") as file:
-            return file.read(MAX_TEXT) or b""
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block, a device may do anything
+            return b""
+        with open(path, "rb") as file:
+            return file.read(MAX_TEXT)
     except OSError:
         return b""

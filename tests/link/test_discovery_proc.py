@@ -148,11 +148,24 @@ def test_cloud_hypervisor(proc: Proc) -> None:
     assert proc.found() == ["vsock+unix:///tmp/ch.vsock:6669", "vsock+unix:///srv/ch.vsock:6669"]
 
 
-def test_paths_of_other_users_processes_are_not_taken(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = proc.add("cloud-hypervisor", "--vsock", "cid=3,socket=/run/docker.sock")
+def test_paths_of_other_users_processes_are_not_taken_their_cids_are(
+    proc: Proc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vm.json").write_text(json.dumps({"vsock": {"uds_path": "/run/docker.sock"}}))
+    theirs = {
+        str(proc.add(*words))
+        for words in (
+            ("cloud-hypervisor", "--vsock", "cid=3,socket=/run/docker.sock"),
+            ("firecracker", "--config-file", str(tmp_path / "vm.json")),
+            ("qemu-system-x86_64", "-device", "vhost-vsock-pci,guest-cid=5"),
+        )
+    }
     proc.add("cloud-hypervisor", "--vsock", "cid=3,socket=/run/ours.sock")
-    monkeypatch.setattr(discovery_proc, "_owner", lambda directory: 1234 if directory == str(theirs) else 1000)
-    assert proc.found() == ["vsock+unix:///run/ours.sock:6669"]
+    opened: list[str] = []
+    monkeypatch.setattr(discovery_proc, "_owner", lambda directory: 1234 if directory in theirs else 1000)
+    monkeypatch.setattr("builtins.open", lambda path, mode, real=open: opened.append(path) or real(path, mode))
+    assert proc.found() == ["vsock://5:6669", "vsock+unix:///run/ours.sock:6669"]
+    assert all(path.endswith("/cmdline") for path in opened)
 
 
 def test_each_vm_once_in_the_order_of_processes_and_what_cannot_be_read_is_passed_over(proc: Proc) -> None:
