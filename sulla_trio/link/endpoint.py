@@ -13,7 +13,7 @@ import trio
 
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import hybrid_vsock, hyperv
-from sulla_trio.link.endpoint_listener import EndpointListener, remove_stale_socket
+from sulla_trio.link.endpoint_listener import EndpointListener, ListenerFile, remove_stale_socket
 from sulla_trio.link.endpoint_socket import (
     AF_UNIX,
     AF_VSOCK,
@@ -168,12 +168,16 @@ async def _listen_unix(url: EndpointUrl, path: str) -> socket.socket:
 
 
 async def _bind_and_listen(sock: socket.socket, address: Address, file: str = "") -> None:
+    made = None
     try:
         sock.bind(address)
         if file:
+            made = ListenerFile(file)
             os.chmod(file, 0o600)  # before listen: until then nobody can connect
         sock.listen(socket.SOMAXCONN)
     except BaseException:
+        if made is not None:
+            made.remove()
         sock.close()
         raise
     await trio.lowlevel.cancel_shielded_checkpoint()

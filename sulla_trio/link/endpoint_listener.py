@@ -106,6 +106,7 @@ async def remove_stale_socket(path: str) -> None:
         ConfigError: something answers there, or it is not a socket.
         OSError: it cannot be looked at or unlinked.
     """
+    await trio.lowlevel.checkpoint()
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -129,4 +130,3 @@ async def remove_stale_socket(path: str) -> None:
             raise ConfigError(f"{path} cannot be probed: {error.strerror or error}") from None
         else:
             raise ConfigError(f"{path} is in use by a running listener; end it or choose another path")
-    await trio.lowlevel.checkpoint()

@@ -164,11 +164,11 @@ def peer_of(sock: socket.socket) -> str:
     the same peer.
     """
     try:
-        if sock.family == AF_UNIX:
-            return f"unix:{_peer_uid(sock)}"
-        host = str(sock.getpeername()[0])
+        host = _peer_uid(sock) if sock.family == AF_UNIX else str(sock.getpeername()[0])
     except (OSError, struct.error):
         host = "?"
+    if sock.family == AF_UNIX:
+        return f"unix:{host}"
     if sock.family == AF_VSOCK:
         return f"vsock:{host}"
     if sock.family == AF_HYPERV:
@@ -176,12 +176,12 @@ def peer_of(sock: socket.socket) -> str:
     return f"tcp:{host}" if sock.family in (socket.AF_INET, socket.AF_INET6) else "fd:?"
 
 
-def _peer_uid(sock: socket.socket) -> int | str:
+def _peer_uid(sock: socket.socket) -> str:
     if sys.platform == "linux":
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return int(_UCRED.unpack(credentials)[1])
+        return str(_UCRED.unpack(credentials)[1])
     elif sys.platform == "darwin":
         credentials = sock.getsockopt(_DARWIN_SOL_LOCAL, _DARWIN_LOCAL_PEERCRED, _XUCRED.size)
-        return int(_XUCRED.unpack(credentials)[1])
+        return str(_XUCRED.unpack(credentials)[1])
     else:
         return "?"

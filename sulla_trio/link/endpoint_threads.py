@@ -85,6 +85,7 @@ class _Direction:
 class ThreadedEndpoint(Endpoint):
     """One connected stream socket that blocks. Owns it, and two threads that end with it.
 
+    What `send_gathered` has taken is not sent yet: an error of sending is told by a later call.
     `close` returns at once; the threads and the descriptor go as soon as what `send_gathered` has taken is sent, after
     LINGER at the latest, and `aclose` waits for that.
     """

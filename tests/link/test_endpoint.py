@@ -9,7 +9,17 @@ import trio.testing
 
 from sulla_trio.errors import ConfigError
 from sulla_trio.link import endpoint
-from sulla_trio.link.endpoint import Endpoint, connect, listen, parse_endpoint, take_socket
+from sulla_trio.link.endpoint import (
+    Endpoint,
+    EndpointListener,
+    connect,
+    listen,
+    listen_endpoints,
+    parse_endpoint,
+    take_socket,
+)
+from tests.support.cancelling import cancel_at_each_checkpoint
+from tests.support.hybrid_vmm import Greeter, HybridVmm
 
 
 async def test_unix_listen_connect_and_stale_files(tmp_path) -> None:
@@ -114,3 +124,38 @@ async def test_a_plain_listener_is_unix_or_tcp(url: str) -> None:
 async def test_ipv6_if_that_is_what_is_written() -> None:
     assert await endpoint._resolve(parse_endpoint("tcp://[::1]:80")) == (socket.AF_INET6, ("::1", 80, 0, 0))
     assert await endpoint._resolve(parse_endpoint("tcp://127.0.0.1:80")) == (socket.AF_INET, ("127.0.0.1", 80))
+
+
+@pytest.mark.parametrize("scheme", ["unix", "tcp", "vsock+unix"])
+async def test_a_connect_cancelled_at_any_checkpoint_leaves_nothing(tmp_path, nursery, scheme: str) -> None:
+    vmm = HybridVmm(tmp_path / "s")
+    vmm.ports[7] = Greeter(b"hello")
+    await nursery.start(vmm.run)
+    where = parse_endpoint("tcp://127.0.0.1:0" if scheme == "tcp" else f"unix://{tmp_path}/other")
+    async with await listen_endpoints(where) as listener:
+        urls = {"unix": f"unix://{tmp_path}/other", "tcp": listener.url.text, "vsock+unix": f"{vmm.url}:7"}
+        before = set(os.listdir("/proc/self/fd"))
+
+        async def nothing_left() -> None:
+            with trio.fail_after(20):
+                while set(os.listdir("/proc/self/fd")) != before:  # the other side goes a little later
+                    with trio.move_on_after(0):
+                        await (await listener.accept()).aclose()
+                    await trio.sleep(0.001)
+
+        assert await cancel_at_each_checkpoint(
+            lambda: connect(parse_endpoint(urls[scheme])), Endpoint.aclose, nothing_left
+        )
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("url", ["unix://{}/s", "vsock+unix://{}/s:7", "tcp://127.0.0.1:0"])
+async def test_a_listen_cancelled_at_any_checkpoint_leaves_nothing(tmp_path, url: str) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
+    async def nothing_left() -> None:
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert os.listdir(tmp_path) == []
+
+    where = parse_endpoint(url.format(tmp_path))
+    assert await cancel_at_each_checkpoint(lambda: listen_endpoints(where), EndpointListener.aclose, nothing_left)

@@ -162,3 +162,17 @@ async def test_where_nothing_can_be_bound(tmp_path: Path) -> None:
         await listen_endpoints(parse_endpoint(f"unix://{tmp_path}/none/s"))
     with pytest.raises(ConfigError, match="name a place"):
         await listen_endpoints(parse_endpoint("fd://3"))
+
+
+async def test_a_listener_that_cannot_be_finished_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chmod(path: str, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "a file system without modes")
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(PermissionError):
+        await listen_endpoints(parse_endpoint(f"unix://{tmp_path}/s"))
+    assert os.listdir(tmp_path) == []
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,18 @@ class Foreign:
         self.family = family
         self.options: list[tuple[int, int, int]] = []
         self._peer = peer
+        self.credentials: bytes | OSError = b""
 
     def getpeername(self) -> object:
         if isinstance(self._peer, OSError):
             raise self._peer
         return self._peer
+
+    def getsockopt(self, level: int, option: int, length: int) -> bytes:
+        if isinstance(self.credentials, OSError):
+            raise self.credentials
+        assert len(self.credentials) in (0, length)
+        return self.credentials
 
     def setsockopt(self, *option: int) -> None:
         self.options.append(option)  # type: ignore[arg-type]
@@ -93,6 +101,25 @@ def test_peer_of_what_the_kernel_tells(monkeypatch: pytest.MonkeyPatch, family: 
     monkeypatch.setattr(endpoint_socket, "AF_VSOCK", 40)
     monkeypatch.setattr(endpoint_socket, "AF_HYPERV", 34)
     assert peer_of(Foreign(numbers[family], name)) == peer  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("platform", "credentials", "peer"),
+    [
+        ("linux", struct.pack("=iII", 77, 1000, 100), "unix:1000"),
+        ("linux", b"", "unix:?"),
+        ("darwin", struct.pack("=IIhxx16I", 0, 501, 1, 20, *[0] * 15), "unix:501"),
+        ("darwin", OSError("gone"), "unix:?"),
+        ("win32", b"", "unix:?"),
+    ],
+)
+def test_peer_of_a_unix_socket_on_each_platform(
+    monkeypatch: pytest.MonkeyPatch, platform: str, credentials: bytes | OSError, peer: str
+) -> None:
+    monkeypatch.setattr(endpoint_socket.sys, "platform", platform)
+    sock = Foreign(socket.AF_UNIX, None)
+    sock.credentials = credentials
+    assert peer_of(sock) == peer  # type: ignore[arg-type]
 
 
 def test_a_family_that_is_not_there() -> None:

@@ -28,7 +28,13 @@ class HybridVmm:
         sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         await sock.bind(str(self.path))
         sock.listen(16)
-        await trio.serve_listeners(self._serve, [trio.SocketListener(sock)], task_status=task_status)
+        await trio.serve_listeners(self._survive, [trio.SocketListener(sock)], task_status=task_status)
+
+    async def _survive(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._serve(stream)
+        except trio.BrokenResourceError:
+            pass  # the host's program has gone with something unread
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
