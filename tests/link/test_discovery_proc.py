@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.link import discovery_proc
@@ -181,6 +181,7 @@ def test_the_real_proc_is_readable() -> None:
     assert all(url.port == 6669 for url in running_vms("/proc", 6669))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), max_size=5))
 def test_no_command_line_raises(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
     proc = Proc(tmp_path_factory.mktemp("any"))

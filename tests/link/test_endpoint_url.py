@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.errors import ConfigError
@@ -152,6 +152,7 @@ def test_ports_without_a_service(port: int) -> None:
         service_of_port(port)
 
 
+@settings(deadline=None)
 @given(
     st.text(max_size=60), st.sampled_from(["", *(f"{scheme}://" for scheme in FORMS)]), st.none() | st.integers(0, 9999)
 )

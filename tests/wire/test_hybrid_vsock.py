@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.errors import BadPacket
@@ -30,6 +30,7 @@ def test_bad_replies(line: bytes) -> None:
         hybrid_vsock.parse_reply(line)
 
 
+@settings(deadline=None)
 @given(st.integers(0, hybrid_vsock.MAX_PORT))
 def test_round_trips(port: int) -> None:
     assert hybrid_vsock.parse_connect(hybrid_vsock.emit_connect(port)) == port
