@@ -87,7 +87,11 @@ class Pump:
 
     def send(self, frame: bytes) -> None:
         """A frame of our own for the link, behind what is queued there; dropped when there is no link or no room."""
-        if self._uplink.append(frame) and self._nursery is not None:
+        if not self._uplink.append(frame):
+            return
+        if self._tracer.enabled:
+            self._tracer.sent(memoryview(frame))
+        if self._nursery is not None:
             self._nursery.start_soon(self._drain)
 
     def _lose(self, reason: str) -> None:

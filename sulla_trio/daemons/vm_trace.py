@@ -6,8 +6,10 @@ lines come without it. Line shapes: specs/daemons.md section 3.4.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -16,6 +18,8 @@ from sulla_trio.wire import ethernet
 log = logging.getLogger(__name__)
 
 Summarize = Callable[[bytes], str]
+
+_LAYERS: Final = ("inet", "dhcp", "dns")
 
 
 class Tracer:
@@ -62,6 +66,8 @@ def load_scapy() -> Summarize | None:
     """scapy's one-line dissection of a frame; None where it is not installed. Takes about half a second."""
     try:
         logging.getLogger("scapy").setLevel(logging.CRITICAL)
+        for layer in _LAYERS:
+            importlib.import_module(f"scapy.layers.{layer}")  # each binds itself to those below
         from scapy.layers.l2 import Ether
     except Exception as error:  # a broken installation is no reason to end
         log.debug("packets are traced without scapy: %s", error)

@@ -258,7 +258,10 @@ async def test_tracing_sees_both_ways(caplog: pytest.LogCaptureFixture) -> None:
         lab.tap.send(FRAME)
         await lab.from_link(len(framed(FRAME)))
         await lab.from_tap()
+        lab.pump.send(FRAME + b"own")
+        await lab.from_link(len(framed(FRAME + b"own")))
         lab.tracer.toggle()
+        lab.pump.send(FRAME)
         lab.link.sendall(framed(FRAME))
         await lab.from_tap()
     lines = sorted(record.getMessage().partition(")")[0] for record in caplog.records)
@@ -267,4 +270,5 @@ async def test_tracing_sees_both_ways(caplog: pytest.LogCaptureFixture) -> None:
         "SIGUSR1 received: per-packet tracing is now false",
         f"read packet (host -> vm {length}",
         f"wrote packet (vm -> host {length}",
+        f"wrote packet (vm -> host {length + 3}",
     ]

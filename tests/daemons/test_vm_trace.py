@@ -12,8 +12,12 @@ import trio
 from sulla_trio.cli.logrus import LogrusFormatter
 from sulla_trio.daemons import vm_trace
 from sulla_trio.daemons.vm_trace import Tracer
+from tests.support.guest_peer import GATEWAY_IP, GUEST_IP, ipv4_packet
 
 ARP = bytes.fromhex("ffffffffffff5a94efe40cee0806000108000604000100000000000000000000000000000000c0a87f01") + bytes(18)
+PING = bytes.fromhex("5a94efe40cdd5a94efe40cee0800") + ipv4_packet(
+    GUEST_IP, GATEWAY_IP, 1, bytes.fromhex("0800f7ff00000000")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +39,27 @@ def test_both_line_shapes(caplog: pytest.LogCaptureFixture) -> None:
     assert second == 'info msg="read packet (host -> vm 7): bad packet (ethernet_short), length 7"'
 
 
-async def test_scapy_is_a_field_behind_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("frame", "summary"),
+    [
+        (ARP, "Ether / ARP who has 192.168.127.1 says 0.0.0.0 / Padding"),
+        (PING, "Ether / IP / ICMP 192.168.127.2 > 192.168.127.1 echo-request 0"),
+    ],
+)
+async def test_scapy_is_a_field_behind_it(caplog: pytest.LogCaptureFixture, frame: bytes, summary: str) -> None:
     tracer = Tracer(True, vm_trace.load_scapy)
     await tracer.run()
-    tracer.sent(memoryview(ARP))
+    tracer.sent(memoryview(frame))
     (line,) = lines(caplog)
     assert line.startswith('info msg="wrote packet (vm -> host ')
-    assert line.endswith('" scapy="Ether / ARP who has 192.168.127.1 says 0.0.0.0 / Padding"')
+    assert line.endswith(f'" scapy="{summary}"')
+
+
+def test_scapy_binds_its_layers_when_nobody_else_has_loaded_them() -> None:
+    out = python(
+        f"from sulla_trio.daemons import vm_trace\nprint(vm_trace.load_scapy()(bytes.fromhex({PING.hex()!r})))"
+    )
+    assert out == "Ether / IP / ICMP 192.168.127.2 > 192.168.127.1 echo-request 0\n"
 
 
 async def test_scapy_is_loaded_when_tracing_is_first_asked_for(caplog: pytest.LogCaptureFixture) -> None:

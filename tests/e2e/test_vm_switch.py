@@ -408,6 +408,24 @@ def test_terminated_at_any_moment(peer: tuple[GuestPeer, socket.socket], namespa
     assert "eth0" not in interfaces(namespace)
 
 
+def test_without_a_tun_device_it_is_one_fatal_line(peer: tuple[GuestPeer, socket.socket]) -> None:
+    _, link = peer
+    line = [sys.executable, "-m", "sulla_trio.cli.daemons", "vm-switch", "-logfile", "/dev/stderr"]
+    hidden = 'mount -t tmpfs none /dev/net && exec "$@"'
+    own = ["unshare", "-nm"] if os.geteuid() == 0 else ["unshare", "-rnm"]
+    done = subprocess.run(
+        [*own, "sh", "-c", hidden, "sh", *line, "-vsock-fd", str(link.fileno())],
+        pass_fds=(link.fileno(),),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    (line_of_log,) = done.stderr.splitlines()
+    assert "level=fatal" in line_of_log
+    assert re.search(r"/dev/net/tun is missing .*modprobe tun", line_of_log)
+
+
 def test_a_second_one_in_the_namespace_is_one_fatal_line(peer: tuple[GuestPeer, socket.socket]) -> None:
     _, link = peer
     left, right = socket.socketpair()
