@@ -42,6 +42,8 @@ class Udhcpc:
         self._has_address = has_address
         self._child: subprocess.Popen[bytes] | None = None
         self._renewing = False
+        self._hurry = trio.Event()
+        """A new link: no back-off any longer."""
 
     def start(self) -> None:
         """Spawn it; on the main thread, with whose end the kernel kills it.
@@ -67,6 +69,7 @@ class Udhcpc:
 
     def reconfirm(self) -> None:
         """The link is a new one: have the lease confirmed there."""
+        self._hurry.set()
         child = self._child
         if child is None or child.poll() is not None:
             return
@@ -94,7 +97,9 @@ class Udhcpc:
                 if trio.current_time() - began > STEADY:
                     back_off = FIRST_BACK_OFF
                 log.error("dhcp error: %s; starting it again in %.0f s", describe(status), back_off)
-                await trio.sleep(back_off)
+                self._hurry = trio.Event()
+                with trio.move_on_after(back_off):
+                    await self._hurry.wait()
                 back_off = min(back_off * 2, LAST_BACK_OFF)
         finally:
             self.stop()

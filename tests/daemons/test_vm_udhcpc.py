@@ -95,6 +95,18 @@ async def test_a_failure_is_told_and_it_is_started_again(lab: Lab, caplog: pytes
     assert errors[:2] == ["dhcp error: udhcpc: exit status 3; starting it again in 0 s"] * 2
 
 
+async def test_a_new_link_ends_the_back_off(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vm_udhcpc, "FIRST_BACK_OFF", 1000.0)
+    lab.install("exit 3")
+    async with lab.running():
+        while not any("starting it again" in record.getMessage() for record in caplog.records):
+            await trio.sleep(0.01)
+        lab.udhcpc.reconfirm()
+        await lab.started(2)
+
+
 async def test_status_0_is_no_failure(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     lab.install("exit 0")
     with trio.fail_after(30):
