@@ -6,6 +6,7 @@ from struct import Struct
 from typing import Final
 
 from sulla_trio.netstack.counters import Counters
+from sulla_trio.wire.control import ETHERTYPE as CONTROL
 from sulla_trio.wire.inet import Buffer
 
 CAM_LIMIT: Final = 4096
@@ -13,7 +14,6 @@ CAM_LIMIT: Final = 4096
 MAX_MOVES: Final = 256
 """MACs whose last move is remembered; a guest that forges its neighbours' does not fill more."""
 BROADCAST: Final = b"\xff" * 6
-_CONTROL: Final = 0x88B5
 _unpack: Final = Struct("!6s6sH").unpack_from
 NONE: Final[tuple[int, ...]] = ()
 
@@ -62,7 +62,7 @@ class Switch:
             return False, NONE
         if destination == self._gateway_mac:
             return True, NONE
-        if ethertype == _CONTROL:
+        if ethertype == CONTROL:
             self._counters.drop("switch_control")
             return False, NONE
         if destination == BROADCAST:

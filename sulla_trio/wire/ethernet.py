@@ -7,14 +7,14 @@ from typing import Final, NamedTuple
 
 from sulla_trio.config import format_ip, format_mac
 from sulla_trio.errors import BadPacket
-from sulla_trio.wire import arp, dhcp, icmp, inet, ipv4, tcp, udp
+from sulla_trio.wire import arp, control, dhcp, icmp, inet, ipv4, tcp, udp
 from sulla_trio.wire.inet import Buffer
 
 HEADER_LENGTH: Final = 14
 ETHERTYPE_IPV4: Final = 0x0800
 ETHERTYPE_ARP: Final = 0x0806
 ETHERTYPE_IPV6: Final = 0x86DD
-ETHERTYPE_CONTROL: Final = 0x88B5  # IEEE local experimental: link negotiation, never switched
+ETHERTYPE_CONTROL: Final = control.ETHERTYPE  # link negotiation, never switched
 _DHCP_PORTS: Final = (dhcp.SERVER_PORT, dhcp.CLIENT_PORT)
 _HEADER: Final = struct.Struct("!6s6sH")
 
@@ -47,6 +47,8 @@ def format(frame: Buffer) -> str:
             return arp.format(arp.parse(frame[HEADER_LENGTH:]))
         if header.ethertype == ETHERTYPE_IPV4:
             return _format_ipv4(frame)
+        if header.ethertype == ETHERTYPE_CONTROL:
+            return control.format(control.parse(frame[HEADER_LENGTH:]))
     except BadPacket as error:
         return f"bad packet ({error.reason}), length {len(frame)}"
     source, destination = format_mac(header.source), format_mac(header.destination)
