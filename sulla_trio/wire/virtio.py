@@ -148,6 +148,16 @@ def agree(ours: int, theirs: int) -> int:
     return both
 
 
+def takes(offloads: int, header: Virtio) -> bool:
+    """Whether a receiver with these OFFLOAD bits takes a frame with `header` as it is."""
+    if not header.gso_type:
+        return not header.needs_csum or bool(offloads & OFFLOAD_CSUM)
+    needed = OFFLOAD_USO4 if header.gso_type == GSO_UDP_L4 else OFFLOAD_TSO4
+    if header.gso_type & GSO_ECN:
+        needed |= OFFLOAD_TSO_ECN
+    return not needed & ~offloads
+
+
 def format(header: Virtio) -> str:
     """One line: what is left to do, nothing for a plain frame."""
     text = []

@@ -148,6 +148,24 @@ def test_agree(ours: int, theirs: int, both: int) -> None:
     assert virtio.agree(ours, theirs) == virtio.agree(theirs, ours) == both
 
 
+@pytest.mark.parametrize(
+    ("header", "needed"),
+    [
+        (PLAIN, 0),
+        (Virtio(virtio.DATA_VALID), 0),
+        (Virtio(1, 0, 0, 0, 34, 16), virtio.OFFLOAD_CSUM),
+        (Virtio(1, 1, 66, 1448, 34, 16), virtio.OFFLOAD_TSO4),
+        (Virtio(1, 0x81, 66, 1448, 34, 16), virtio.OFFLOAD_TSO4 | virtio.OFFLOAD_TSO_ECN),
+        (Virtio(1, 5, 42, 1472, 34, 6), virtio.OFFLOAD_USO4),
+    ],
+)
+def test_who_takes_it(header: Virtio, needed: int) -> None:
+    assert virtio.takes(needed, header)
+    assert virtio.takes(SUPPORTED, header)
+    for bit in (1, 2, 8, 0x20):
+        assert virtio.takes(SUPPORTED & ~bit, header) is not bool(needed & bit)
+
+
 @given(st.integers(21, 1500), st.sampled_from((1, 0x81)), st.integers(8, 1448))
 def test_round_trip_of_gso(payload: int, gso_type: int, gso_size: int) -> None:
     frame = tcp_frame(payload)
