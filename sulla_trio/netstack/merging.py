@@ -71,37 +71,39 @@ class _Train:
         options_sum = int.from_bytes(self.options, "big")
         self.base = int.from_bytes(flow, "big") + IPPROTO_TCP + (offset << 8) + options_sum
         self.payloads = 0
-        self.add(fields)
+        self._add(total, seq, checksum=fields[11], urgent=fields[12])
 
-    def add(self, fields: tuple[Any, ...]) -> None:
-        """Take the sum and the numbers of one more segment."""
-        _, total, self.identification, _, _, _, seq, ack, _, flags, window, checksum, urgent = fields
-        payload = self.base + total - 20 + seq + ack + flags + window + checksum + urgent
+    def _add(self, total: int, seq: int, checksum: int, urgent: int) -> None:
+        """Count one more segment, whose ACK, flags and window are already the train's."""
+        payload = self.base + total - 20 + seq + self.ack + self.flags + self.window + checksum + urgent
         # Behind an odd number of bytes high and low halves change places, which is 256 times as much (RFC 1071 section 2).
         self.payloads -= payload << 8 if self.length & 1 else payload
-        self.ack, self.flags, self.window = ack, flags, window
         length = total + 14 - self.body
         self.length += length
         self.next = (seq + length) & 0xFFFF_FFFF
 
-    def follows(self, frame: memoryview, fields: tuple[Any, ...]) -> bool:
-        """Whether a segment of the same flow continues the train: like the one before but for numbers that go on."""
-        link, total, identification, hop, checksum, _, seq, ack, offset, flags, _, _, _ = fields
+    def take(self, frame: memoryview, fields: tuple[Any, ...]) -> bool:
+        """Take a segment of the same flow if it continues the train: like the one before but for numbers that go on."""
+        link, total, identification, hop, checksum, _, seq, ack, offset, flags, window, tcp_checksum, urgent = fields
         body = self.body
-        return (
-            seq == self.next
-            and flags | PSH == _ACK_PSH
-            and body < total + 14 == len(frame)
-            and len(frame) - body <= self.size
-            and self.length + total <= MAX_TOTAL
-            and offset == self.offset
-            and hop == self.hop
-            and link == self.link
-            and not (self.ip_base + total + identification + checksum) % 65_535
-            and not (ack - self.ack) & _HALF
-            and frame[_HEADERS_LENGTH:body] == self.options
-            and not (self.numbered and identification != (self.identification + 1) & 0xFFFF)
-        )
+        if (
+            seq != self.next
+            or flags | PSH != _ACK_PSH
+            or not body < total + 14 == len(frame) <= body + self.size
+            or self.length + total > MAX_TOTAL
+            or offset != self.offset
+            or hop != self.hop
+            or link != self.link
+            or (self.ip_base + total + identification + checksum) % 65_535
+            or (ack - self.ack) & _HALF
+            or frame[_HEADERS_LENGTH:body] != self.options
+            or (self.numbered and identification != (self.identification + 1) & 0xFFFF)
+        ):
+            return False
+        self.ack, self.flags, self.window, self.identification = ack, flags, window, identification
+        self._add(total, seq, tcp_checksum, urgent)
+        self.write.append(frame[body:])
+        return True
 
     def finish(self) -> None:
         """Put the headers of the whole in front of what was collected; one segment alone stays as it came."""
@@ -156,9 +158,7 @@ def merge(frames: list[memoryview]) -> list[Write]:
         flow = fields[5]
         train = trains.get(flow)
         if train is not None:
-            if train.follows(frame, fields):
-                train.add(fields)
-                train.write.append(frame[train.body :])
+            if train.take(frame, fields):
                 if train.flags & PSH or len(frame) - train.body < train.size:
                     train.finish()
                     del trains[flow]
