@@ -1,4 +1,5 @@
-"""What a frame costs the stack itself: `Stack.receive`, and a bulk transfer between two stacks. No kernel takes part.
+"""What a frame costs the stack itself: `Stack.receive`, a bulk transfer between two stacks, and super-frames taken apart and
+put together for a link without offloads. No kernel takes part.
 
 In instructions where the processor's counter may be read (the same on a busy machine), else in CPU seconds of the best of
 several runs.
@@ -20,15 +21,19 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from sulla_trio.config import GUEST_MAC, network_config
+from sulla_trio.netstack import merging, segmentation
 from sulla_trio.netstack.events import ConnectionRequest
 from sulla_trio.netstack.stack import Stack
 from sulla_trio.netstack.tcp import TcpConnection
+from sulla_trio.netstack.tcp_header import HeaderTemplate
+from sulla_trio.wire import virtio
 
 _PERF_EVENT_OPEN: Final = {"x86_64": 298, "aarch64": 241}
 HARDWARE_INSTRUCTIONS: Final = (0, 1)
 TRANSFER: Final = {1500: 24 << 20, 65_000: 256 << 20}
 """Bytes moved at each MTU: about a second."""
 FRAMES: Final = 30_000
+SUPER_FRAMES: Final = 500
 GUEST_IP: Final = IPv4Address("192.168.127.2").packed
 
 
@@ -158,6 +163,42 @@ def receive_only() -> Callable[[], int]:
     return run
 
 
+def super_frame() -> tuple[memoryview, virtio.Virtio]:
+    """A TCP segment of 64 KiB with timestamps, to be cut for an MTU of 1500, and its virtio-net header."""
+    config = network_config()
+    template = HeaderTemplate(config.gateway_mac, GUEST_MAC, config.gateway_ip, 80, GUEST_IP, 50_000)
+    payload = random.Random(4).randbytes(45 * 1448)
+    frame = bytearray(template.stamped(1, 1, 0x10, 512, payload, 1, 1) + payload)
+    return memoryview(frame), virtio.Virtio(virtio.NEEDS_CSUM, virtio.GSO_TCPV4, 66, 1448, 34, virtio.TCP_CSUM_OFFSET)
+
+
+def segment_only() -> Callable[[], int]:
+    """Super-frames into trains; counted are the frames of the trains."""
+    frame, header = super_frame()
+
+    def run() -> int:
+        for _ in range(SUPER_FRAMES):
+            pieces = segmentation.for_plain_link(frame, header)
+        return SUPER_FRAMES * len(pieces)
+
+    return run
+
+
+def merge_only() -> Callable[[], int]:
+    """Trains into super-frames; counted are the frames of the trains."""
+    frames = [
+        memoryview(bytes(headers) + bytes(payload)) for headers, payload in segmentation.for_plain_link(*super_frame())
+    ]
+
+    def run() -> int:
+        for _ in range(SUPER_FRAMES):
+            (whole,) = merging.merge(frames)
+        assert len(whole) == 1 + len(frames)
+        return SUPER_FRAMES * len(frames)
+
+    return run
+
+
 def main(argv: list[str]) -> None:
     """Print one line per measure."""
     parser = argparse.ArgumentParser(prog="tools/bench core", description="The cost of a frame in the stack itself.")
@@ -168,6 +209,8 @@ def main(argv: list[str]) -> None:
         ("receive, MTU 1500", receive_only),
         ("transfer, MTU 1500", lambda: bulk_transfer(1500)),
         ("transfer, MTU 65000", lambda: bulk_transfer(65_000)),
+        ("segment, MTU 1500", segment_only),
+        ("merge, MTU 1500", merge_only),
     ]
     for name, prepare in measures:
         spent, frames = cost.least(prepare, repeats)
