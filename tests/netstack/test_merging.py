@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -228,6 +228,7 @@ def test_nothing() -> None:
     assert merge([BEFORE]) == [(PLAIN, BEFORE)]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.config import GATEWAY_MAC, GUEST_MAC, network_config
@@ -450,6 +450,7 @@ def test_holds_are_bounded() -> None:
     assert all(holds.release(name) for name in ("0", "2", "one more", str(MAX_HELD - 1)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 90)), max_size=60))
 def test_any_pieces_end_in_the_same_place(turns: list[tuple[bool, int]]) -> None:
     ours, theirs = End(guest()), End(host())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
@@ -146,6 +146,7 @@ def test_a_plain_frame_is_left_alone() -> None:
     assert segmentation.for_plain_link(frame, Virtio(virtio.DATA_VALID)) == [(frame, b"")]
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=0, max_size=700), st.integers(8, 300), st.integers(0, 2**32 - 1), st.integers(0, 0xFFFF))
 def test_any_tcp_segments_are_whole_and_valid(payload: bytes, size: int, seq: int, ident: int) -> None:
     packet = Ether(**LINK) / IP(**ADDRESSES, id=ident) / TCP(seq=seq, flags="FPAC") / Raw(payload)

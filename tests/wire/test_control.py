@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.errors import BadPacket
@@ -89,11 +89,13 @@ MESSAGES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(MESSAGES, st.binary(max_size=40))
 def test_round_trip(message: control.Message, later: bytes) -> None:
     assert control.parse(control.emit(message) + later) == message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_message_or_bad(data: bytes) -> None:
     for payload in (data, control.MAGIC + data):

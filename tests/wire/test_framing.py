@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sulla_trio.errors import BadPacket
@@ -63,6 +63,7 @@ def test_prefix_refuses_what_does_not_fit() -> None:
         framing.prefix(framing.MAX_FRAME + 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=14, max_size=80), max_size=8), st.data())
 def test_round_trip_in_any_chunks(frames: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(framing.prefix(len(frame)) + frame for frame in frames)
@@ -71,6 +72,7 @@ def test_round_trip_in_any_chunks(frames: list[bytes], data: st.DataObject) -> N
     assert feed(pieces) == (frames, b"", 0)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_whole_is_byte_at_a_time(stream: bytes) -> None:
     assert feed([stream]) == feed([stream[at : at + 1] for at in range(len(stream))])
@@ -151,6 +153,7 @@ def test_a_stream_that_has_lost_step() -> None:
     assert [bytes(packet) for packet in packets] == [PACKET] * 4
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=80), st.integers(65_560, 66_000).map(bytes)), max_size=6), st.data())
 def test_extended_round_trip_in_any_chunks(packets: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(extended(packet) for packet in packets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
@@ -166,6 +166,7 @@ def test_who_takes_it(header: Virtio, needed: int) -> None:
         assert virtio.takes(SUPPORTED & ~bit, header) is not bool(needed & bit)
 
 
+@settings(deadline=None)
 @given(st.integers(21, 1500), st.sampled_from((1, 0x81)), st.integers(8, 1448))
 def test_round_trip_of_gso(payload: int, gso_type: int, gso_size: int) -> None:
     frame = tcp_frame(payload)
@@ -174,6 +175,7 @@ def test_round_trip_of_gso(payload: int, gso_type: int, gso_size: int) -> None:
     assert struct.unpack("<BBHHHH", virtio.emit(value)) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120), st.integers(0, 0xFF))
 def test_any_bytes_are_a_value_or_bad(packet: bytes, offloads: int) -> None:
     try:
