@@ -22,6 +22,8 @@ DEFAULT_MTU: Final = 1500
 MIN_MTU: Final = 576  # RFC 791: every host takes a datagram of 576 bytes
 MAX_MTU: Final = 65_520  # u16 frame length of the legacy framing, less the Ethernet header, rounded down to 16
 TAP_NAME: Final = "eth0"
+UDP_FILTERS: Final = ("address-and-port-dependent", "endpoint-independent")
+"""RFC 4787 section 5: only from where the guest has sent to, or from anybody. The first is the default."""
 DEFAULT_ZONES: Final = (
     "rancher-desktop.internal.",
     "docker.internal.",
@@ -88,6 +90,8 @@ class NetworkConfig:
     """Networks that the guest may not reach, beside the never-dialled table."""
     static_leases: tuple[tuple[bytes, bytes], ...] = ()
     """(MAC, address) that DHCP gives to that MAC alone, for ever; the guest's own is among them unless its MAC is named."""
+    udp_filter: str = UDP_FILTERS[0]
+    """Whose datagrams a guest's UDP mapping lets in: one of `UDP_FILTERS`."""
 
     @property
     def netmask(self) -> bytes:

@@ -13,6 +13,7 @@ from sulla_trio.cli.goflags import FlagSet
 from sulla_trio.config import (
     DEFAULT_MTU,
     DEFAULT_SUBNET,
+    UDP_FILTERS,
     NetworkConfig,
     network_config,
     parse_port_forward,
@@ -49,6 +50,12 @@ def flags(program: str) -> FlagSet:
         "static-lease", "give the guest with this MAC always this address: `MAC=IPv4`, repeatable", ours=True
     )
     declared.add_string("state", "keep forwards and leases over a restart in `FILE`", ours=True)
+    declared.add_string(
+        "udp-filter",
+        "whose datagrams a guest's UDP port lets in: address-and-port-dependent (whom it sent to) or endpoint-independent",
+        default=UDP_FILTERS[0],
+        ours=True,
+    )
     declared.add_bool("strict", "let an unexpected exception end the daemon", ours=True)
     declared.add_string("logfile", "log to `PATH` instead of stderr", ours=True)
     return declared
@@ -121,12 +128,15 @@ def _network(values: dict[str, Any]) -> NetworkConfig:
         except ValueError:
             raise ConfigError(f"--deny-out {text}: want an IPv4 network such as 10.0.0.0/8") from None
     network = network_config(values["subnet"], values["mtu"])
+    if values["udp-filter"] not in UDP_FILTERS:
+        raise ConfigError(f"--udp-filter {values['udp-filter']}: want {' or '.join(UDP_FILTERS)}")
     return replace(
         network,
         static_leases=parse_static_leases(values["static-lease"], network),
         host_loopback=not values["no-host-loopback"],
         host_loopback_ports=parse_ports(values["host-loopback-ports"]),
         deny_out=tuple(denied),
+        udp_filter=values["udp-filter"],
     )
 
 

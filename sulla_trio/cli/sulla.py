@@ -63,13 +63,16 @@ def _forward(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
 @click.option("--no-host-loopback", is_flag=True, help="No way to this machine's 127.0.0.1 through .254.")
 @click.option("--host-loopback-ports", metavar="LIST", help="Only these ports of 127.0.0.1 through .254.")
 @click.option("--deny-out", metavar="CIDR", multiple=True, help="No way to this network. Repeatable.")
+@click.option(
+    "--udp-filter", metavar="RULE", help="endpoint-independent: UDP from anybody, not from whom CMD sent to alone."
+)
 @click.option("--listen", metavar="URL", multiple=True, help="Where the host API is; none for nowhere. Repeatable.")
 @click.option("--strict", is_flag=True, help="An unexpected exception ends the daemon.")
 @click.argument("command", metavar="[--] CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     publish: tuple[PortForward, ...], root: bool, mtu: int, subnet: str, debug: bool, no_host_loopback: bool,
-    host_loopback_ports: str | None, deny_out: tuple[str, ...], listen: tuple[str, ...], strict: bool,
-    command: tuple[str, ...],
+    host_loopback_ports: str | None, deny_out: tuple[str, ...], udp_filter: str | None, listen: tuple[str, ...],
+    strict: bool, command: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run CMD in a fresh network namespace whose only network is the embedded switch.
 
@@ -81,6 +84,8 @@ def run(
     flags = ["--no-host-loopback"] * no_host_loopback + ["--strict"] * strict
     if host_loopback_ports:
         flags += ["--host-loopback-ports", host_loopback_ports]
+    if udp_filter:
+        flags += ["--udp-filter", udp_filter]
     for network in deny_out:
         flags += ["--deny-out", network]
     try:

@@ -16,22 +16,14 @@ import trio
 
 from sulla_trio.config import format_ip
 from sulla_trio.forward.context import Driver
+from sulla_trio.forward.host_socket import UNREACHABLE
 from sulla_trio.forward.relay import SocketRelay, tune
 from sulla_trio.netstack.events import ConnectionRequest
 from sulla_trio.services.flows import Flow
 from sulla_trio.services.policy import Verdict
-from sulla_trio.wire import icmp
 
 DIAL_TIMEOUT: Final = 130.0
 """Seconds; past Linux's own six SYN retries, so that the kernel's answer comes first."""
-_UNREACHABLE: Final = {
-    errno.ENETUNREACH: icmp.UNREACHABLE_NET,
-    errno.EHOSTUNREACH: icmp.UNREACHABLE_HOST,
-    errno.ENETDOWN: icmp.UNREACHABLE_NET,
-    errno.EHOSTDOWN: icmp.UNREACHABLE_HOST,
-    errno.EACCES: icmp.UNREACHABLE_ADMIN,
-    errno.EPERM: icmp.UNREACHABLE_ADMIN,
-}
 
 
 class OutboundTcp:
@@ -118,8 +110,8 @@ class OutboundTcp:
         if code == errno.ECONNREFUSED or code == errno.ECONNRESET:
             stack.reject(request, driver.now())
             reason = "refused"
-        elif code in _UNREACHABLE:
-            stack.unreachable(request, _UNREACHABLE[code], driver.now())
+        elif code in UNREACHABLE:
+            stack.unreachable(request, UNREACHABLE[code], driver.now())
             reason = "unreachable"
         elif code == errno.ETIMEDOUT:
             stack.drop(request)

@@ -22,6 +22,7 @@ def test_host_switch_defaults() -> None:
     assert (config.network.mtu, config.network.host_loopback, config.network.host_loopback_ports) == (1500, True, None)
     assert (config.forwards, config.data, config.debug, config.strict) == ((), "", False, False)
     assert config.state == ""
+    assert config.network.udp_filter == "address-and-port-dependent"
     assert config.listen[0].startswith("unix:///")
     assert config.listen[0].endswith("/sulla/host-switch.sock")
 
@@ -33,6 +34,7 @@ def test_host_switch_flags() -> None:
         "-port-forward", "127.0.0.1:1=10.1.2.2:1", "-port-forward", "udp:127.0.0.1:1=10.1.2.2:1",
         "-port-forward=127.0.0.1:1=10.1.2.2:2",
         "--no-host-loopback", "--host-loopback-ports", "80,8000-8002", "--deny-out", "10.0.0.0/8", "--deny-out=1.1.1.1",
+        "--udp-filter", "endpoint-independent",
     )  # fmt: skip
     assert config.network.gateway_ip == bytes([10, 1, 2, 1])
     assert (config.network.mtu, config.data, config.debug, config.strict) == (65000, "fd://5", True, True)
@@ -46,6 +48,7 @@ def test_host_switch_flags() -> None:
     assert config.network.host_loopback is False
     assert config.network.host_loopback_ports == {80, 8000, 8001, 8002}
     assert [str(network) for network in config.network.deny_out] == ["10.0.0.0/8", "1.1.1.1/32"]
+    assert config.network.udp_filter == "endpoint-independent"
     assert host("--listen", "unix:///a", "--listen=tcp://h:1").listen == ("unix:///a", "tcp://h:1")
 
 
@@ -61,6 +64,7 @@ def test_host_switch_flags() -> None:
         (["--static-lease", "x"], "static lease x: want MAC=IPv4"),
         (["--deny-out", "x"], "--deny-out x: want an IPv4 network"),
         (["--deny-out", "::/0"], "--deny-out ::/0: want an IPv4 network"),
+        (["--udp-filter", "open"], "--udp-filter open: want address-and-port-dependent or endpoint-independent"),
         (["--host-loopback-ports", "80,x"], "--host-loopback-ports 80,x: 'x' is not a port"),
         (["--host-loopback-ports", "0"], "--host-loopback-ports 0: '0' is not a port"),
         (["--host-loopback-ports", "1-70000"], "--host-loopback-ports 1-70000: '1-70000' is not a port"),

@@ -60,7 +60,8 @@ def test_run_options(configs: list[Any]) -> None:
     result = invoke(
         "run", "-p", "127.0.0.1:8080=192.168.127.2:80", "--publish=udp:127.0.0.1:53=192.168.127.2:53", "--root",
         "--mtu", "65000", "--subnet", "10.0.0.0/24", "--debug", "--no-host-loopback", "--host-loopback-ports", "80",
-        "--deny-out", "10.0.0.0/8", "--deny-out", "1.0.0.0/8", "--strict", "--listen", "unix:///a", "--", "true",
+        "--deny-out", "10.0.0.0/8", "--deny-out", "1.0.0.0/8", "--strict",
+        "--udp-filter", "endpoint-independent", "--listen", "unix:///a", "--", "true",
     )  # fmt: skip
     assert result.exit_code == 42, result.output
     config = configs[0]
@@ -71,8 +72,8 @@ def test_run_options(configs: list[Any]) -> None:
     assert (config.root, config.mtu, config.subnet, config.debug) == (True, 65000, "10.0.0.0/24", True)
     assert config.listen == ("unix:///a",)
     assert config.host_switch_flags == (
-        "--no-host-loopback", "--strict", "--host-loopback-ports", "80", "--deny-out", "10.0.0.0/8", "--deny-out",
-        "1.0.0.0/8",
+        "--no-host-loopback", "--strict", "--host-loopback-ports", "80", "--udp-filter", "endpoint-independent",
+        "--deny-out", "10.0.0.0/8", "--deny-out", "1.0.0.0/8",
     )  # fmt: skip
 
 
