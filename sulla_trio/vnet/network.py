@@ -11,6 +11,7 @@ import trio
 from sulla_trio.config import NetworkConfig, PortForward, format_ip
 from sulla_trio.errors import LocalError
 from sulla_trio.forward.inbound import ForwardTable
+from sulla_trio.forward.outbound_icmp import OutboundIcmp
 from sulla_trio.forward.outbound_tcp import OutboundTcp
 from sulla_trio.forward.outbound_udp import OutboundUdp
 from sulla_trio.link.endpoint import Endpoint
@@ -55,6 +56,7 @@ class VirtualNetwork:
         """(address, port) of host-switch's own TCP listeners on the host: never dialled for a guest."""
         self._outbound_tcp = OutboundTcp(self.driver, self.may_dial)
         self._outbound_udp = OutboundUdp(self.driver, self.may_dial)
+        self._outbound_icmp = OutboundIcmp(self.driver, self.may_dial)
         self._dhcp = DhcpResponder(
             self.driver, DhcpServer(network, self.leases, self.events, search_domains=self._search_domains)
         )
@@ -63,6 +65,7 @@ class VirtualNetwork:
         self.driver.on_request = self._requested
         self.driver.on_cancelled = self._outbound_tcp.cancelled
         self.driver.on_datagram = self._datagram
+        self.driver.on_echo = self._outbound_icmp.requested
         self.driver.bind_datagrams((network.gateway_ip, DNS_PORT), self._dns.datagram)
 
     def _search_domains(self) -> tuple[str, ...]:
