@@ -117,14 +117,16 @@ def guided(name: str, seconds: float, seed: int) -> None:
         sys.exit("fuzz: --engine atheris needs the package atheris; --engine blind needs nothing")
     with atheris.instrument_imports(include=["sulla_trio"]):
         target = load(name)
-    (HERE / "findings").mkdir(exist_ok=True)
+    # What it finds interesting goes into the first folder: not among the named seeds.
+    grown = HERE / "findings" / f"{name}_corpus"
+    grown.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={int(seconds)}", f"-seed={seed}", f"-artifact_prefix={HERE}/findings/{name}_"]
 
     def one(data: bytes) -> None:
         if not attempt(name, target, data):
             raise AssertionError("the invariant does not hold")
 
-    atheris.Setup([sys.argv[0], *options, str(HERE / "corpus" / name)], one)
+    atheris.Setup([sys.argv[0], *options, str(grown), str(HERE / "corpus" / name)], one)
     atheris.Fuzz()
 
 
