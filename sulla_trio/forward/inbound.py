@@ -6,10 +6,8 @@ removal; its UDP mappings do not.
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +18,9 @@ import trio
 from sulla_trio.config import parse_ip
 from sulla_trio.errors import ConfigError, ForwardError, LocalError
 from sulla_trio.forward.context import Driver
+from sulla_trio.forward.host_sockets import bind_error, peer_text, tune
 from sulla_trio.forward.inbound_udp import UdpForward, bind_udp
-from sulla_trio.forward.relay import SocketRelay, tune
+from sulla_trio.forward.relay import SocketRelay
 from sulla_trio.link.endpoint import take_socket
 
 log = logging.getLogger(__name__)
@@ -221,7 +220,7 @@ class ForwardTable:
 
     async def _carry(self, entry: ForwardEntry, target: tuple[bytes, int], sock: socket.socket) -> None:
         driver = self._driver
-        peer = _peer_text(sock)
+        peer = peer_text(sock)
         tune(sock)
         flow = driver.flows.opened("forward", entry.remote, peer, driver.now())
         flow.state = "dialling"
@@ -362,31 +361,7 @@ def split_local(local: str) -> tuple[str, int]:
     return host, int(port_text)
 
 
-def bind_error(protocol: str, local: str, error: OSError) -> ForwardError:
-    """The Go text of a bind error, and its code; EACCES names the sysctl."""
-    what = {
-        errno.EADDRINUSE: "address already in use",
-        errno.EACCES: "permission denied",
-        errno.EADDRNOTAVAIL: "cannot assign requested address",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
-    text = f"listen {protocol} {local}: bind: {what}"
-    if error.errno != errno.EACCES:
-        return ForwardError("bind", text)
-    hint = "; use a port from 1024 up"
-    if sys.platform == "linux":
-        hint += ", or lower net.ipv4.ip_unprivileged_port_start"
-    return ForwardError("privileged", text + hint)
-
-
 async def _listen_tcp(local: str) -> list[trio.SocketListener]:
     host, port = split_local(local)
     # An empty host is Go's dual-stack wildcard: one listener per family here.
     return await trio.open_tcp_listeners(port, host=host or None)
-
-
-def _peer_text(sock: socket.socket) -> str:
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:
-        return "gone"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

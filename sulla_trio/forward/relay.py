@@ -7,20 +7,18 @@ one `recv` is one send record until acked. A FIN on one side is a FIN on the oth
 
 from __future__ import annotations
 
-import errno
 import socket
-import struct
 from typing import Final
 
 import trio
 
 from sulla_trio.forward.context import Driver
+from sulla_trio.forward.host_sockets import reset_on_close
 from sulla_trio.netstack.tcp import CLOSED, TcpConnection
 from sulla_trio.services.flows import Flow
 
 READ_BURST: Final = 512 << 10
 """Bytes read from one host socket before other tasks run: fairness between flows, and the size of one gathered send."""
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
 class SocketRelay:
@@ -186,23 +184,10 @@ class SocketRelay:
             self.reason = "shutdown"
         connection.sink = connection.owner = None
         if not orderly:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # a socket the peer has reset refuses options on some systems
-                    pass
+            reset_on_close(sock)
         if sock.fileno() >= 0:
             trio.lowlevel.notify_closing(sock)
             sock.close()
         self.flow.bytes_out, self.flow.bytes_in = connection.bytes_in, connection.bytes_out
         self._driver.flows.closed(self.flow, self.reason, self._driver.now())
         self._driver.pump()
-
-
-def tune(sock: socket.socket) -> None:
-    """Options of a host-side TCP socket: no Nagle (the guest's stack has done it) and keep-alive.
-
-    The buffers stay the kernel's to tune: a fixed SO_SNDBUF is clamped to net.core.wmem_max, far below what it grows to.
-    """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

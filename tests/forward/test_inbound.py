@@ -10,7 +10,6 @@ import trio.testing
 
 from sulla_trio.config import PortForward
 from sulla_trio.errors import ForwardError
-from sulla_trio.forward import inbound
 from sulla_trio.forward.inbound import ForwardEntry, parse_remote, split_local
 from sulla_trio.vnet.sockets import TcpListener
 from tests.support.two_drivers import GUEST, gateway_and_guest
@@ -83,13 +82,6 @@ async def test_port_in_use_names_it_and_is_an_event() -> None:
         assert str(caught.value) == f"listen tcp {local}: bind: address already in use"
         assert network.events.since(0)[-1]["type"] == "forward.failed"
         assert network.forwards.all() == []
-
-
-def test_privileged_names_the_sysctl() -> None:
-    error = inbound.bind_error("tcp", "127.0.0.1:80", PermissionError(13, "Permission denied"))
-    assert error.code == "privileged"
-    assert str(error).startswith("listen tcp 127.0.0.1:80: bind: permission denied")
-    assert "ip_unprivileged_port_start" in str(error)
 
 
 @pytest.mark.parametrize(
