@@ -48,7 +48,14 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
 
-class Network(Protocol):
+class EventSource(Protocol):
+    """Whatever keeps an event log."""
+
+    @property
+    def events(self) -> EventLog: ...
+
+
+class Network(EventSource, Protocol):
     """What is needed of `vnet.network.VirtualNetwork`."""
 
     @property
@@ -59,8 +66,6 @@ class Network(Protocol):
     def leases(self) -> LeaseTable: ...
     @property
     def flows(self) -> FlowTable: ...
-    @property
-    def events(self) -> EventLog: ...
     def statistics(self) -> dict[str, Any]: ...
     def cam(self) -> dict[str, int]: ...
 
@@ -95,6 +100,7 @@ def host_app(network: Network, access: Access | None = None) -> QuartTrio:
         _check_access(app, access)
     _add_forwarder(app, network, source="api")
     _add_tables(app, network)
+    _add_health(app)
     _add_events(app, network)
     return app
 
@@ -103,6 +109,14 @@ def guest_app(network: Network) -> QuartTrio:
     """The application of ``<gateway>:80``: the forwarder's three paths, and never unix sockets or pipes of the host."""
     app = _new_application()
     _add_forwarder(app, network, source="guest")
+    return app
+
+
+def events_app(source: EventSource) -> QuartTrio:
+    """The application of a daemon that has events and no network: ``/events`` and ``/healthz``."""
+    app = _new_application()
+    _add_health(app)
+    _add_events(app, source)
     return app
 
 
@@ -286,21 +300,24 @@ def _add_tables(app: QuartTrio, network: Network) -> None:
     async def flows() -> Response:
         return json_response(network.flows.all(network.driver.now()), sort_keys=False)
 
-    async def healthz() -> Response:
-        return Response("ok\n", 200, content_type=TEXT)
-
     _route(app, "/stats", "stats", stats)
     _route(app, "/cam", "cam", cam)
     _route(app, "/leases", "leases", leases)
     _route(app, "/services/dhcp/leases", "dhcp_leases", leases)
     _route(app, "/flows", "flows", flows)
+
+
+def _add_health(app: QuartTrio) -> None:
+    async def healthz() -> Response:
+        return Response("ok\n", 200, content_type=TEXT)
+
     _route(app, "/healthz", "healthz", healthz)
 
 
 # Events
 
 
-def _add_events(app: QuartTrio, network: Network) -> None:
+def _add_events(app: QuartTrio, source: EventSource) -> None:
     subscribers: set[object] = set()
 
     async def events() -> Response | None:
@@ -310,7 +327,7 @@ def _add_events(app: QuartTrio, network: Network) -> None:
             return error_response(str(error), 400)
         if len(subscribers) >= MAX_SUBSCRIBERS:
             return error_response(f"{MAX_SUBSCRIBERS} programs are reading events already", 503)
-        with event_stream.Subscription(network.events, since=since, types=types) as subscription:
+        with event_stream.Subscription(source.events, since=since, types=types) as subscription:
             subscribers.add(subscription)
             try:
                 # Quart accepts with the first message otherwise, which may be a long time coming.

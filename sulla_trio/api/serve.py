@@ -25,7 +25,7 @@ from sulla_trio.errors import ConfigError
 from sulla_trio.link import endpoint as endpoints
 
 if TYPE_CHECKING:
-    from sulla_trio.api.app import Network
+    from sulla_trio.api.app import EventSource, Network
     from sulla_trio.api.http1 import AsgiApp, Limits
 
     class ServedNetwork(Network, Protocol):
@@ -116,15 +116,50 @@ async def serve_apis(
         host: list[tuple[trio.abc.Listener[Any], Access | None]] = []
         for url in listen:
             host.append(await _open(network, url, stack))
-        application = await trio.to_thread.run_sync(
-            importlib.import_module, "sulla_trio.api.app", abandon_on_cancel=True
-        )
+        application = await _import_applications()
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve_asgi, application.guest_app(network), [guest], limits=limits))
             for listener, access in host:
                 app = application.host_app(network, access)
                 await nursery.start(partial(serve_asgi, app, [listener], limits=limits))
             task_status.started()
+
+
+async def serve_events(
+    source: EventSource,
+    listen: str,
+    *,
+    limits: Limits | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve only the events of `source`, on one unix socket, until cancelled; then its file is removed.
+
+    Raises:
+        ConfigError: `listen` is no unix URL, or cannot be listened on.
+    """
+    url = endpoints.parse_endpoint(listen)
+    if url.scheme != "unix":
+        raise ConfigError(f"cannot serve events on {listen}: want unix:///path")
+    async with AsyncExitStack() as stack:
+        listener = await _open_unix(url, stack)
+        application = await _import_applications()
+        await serve_asgi(application.events_app(source), [listener], limits=limits, task_status=task_status)
+
+
+async def _import_applications() -> Any:
+    return await trio.to_thread.run_sync(importlib.import_module, "sulla_trio.api.app", abandon_on_cancel=True)
+
+
+async def _open_unix(url: endpoints.EndpointUrl, stack: AsyncExitStack) -> trio.abc.Listener[Any]:
+    try:
+        _make_parent(Path(url.host).parent)
+        listener = await endpoints.listen(url)
+    except OSError as error:
+        raise ConfigError(f"cannot serve the API on {url.text}: {(error.strerror or str(error)).lower()}") from None
+    stack.push_async_callback(trio.aclose_forcefully, listener)
+    stack.callback(_unlink_own, Path(url.host), os.stat(url.host))
+    log.info("API server is running on: %s", url.text)
+    return listener
 
 
 async def _open(
@@ -134,17 +169,13 @@ async def _open(
     url = endpoints.parse_endpoint(text)
     if url.scheme not in ("unix", "tcp"):
         raise ConfigError(f"cannot serve the API on {text}: want unix:///path or tcp://host:port")
+    if url.scheme == "unix":
+        return await _open_unix(url, stack), None
     try:
-        if url.scheme == "unix":
-            _make_parent(Path(url.host).parent)
         listener = await endpoints.listen(url)
     except OSError as error:
         raise ConfigError(f"cannot serve the API on {text}: {(error.strerror or str(error)).lower()}") from None
     stack.push_async_callback(trio.aclose_forcefully, listener)
-    if url.scheme == "unix":
-        stack.callback(_unlink_own, Path(url.host), os.stat(url.host))
-        log.info("API server is running on: %s", text)
-        return listener, None
     host, port = listener.socket.getsockname()[:2]
     network.own_listeners.add((host, port))
     stack.callback(network.own_listeners.discard, (host, port))

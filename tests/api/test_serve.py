@@ -191,3 +191,26 @@ async def test_accept_failures_do_not_end_it(
         await trio.sleep(1)
         assert failures == []
         assert await ApiClient(ApiLocation(f"unix://{tmp_path}/a.sock")).get("/cam")
+
+
+async def test_events_alone_are_served_on_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "events.sock"
+    source = FakeNetwork()
+    source.events.emit("forward.added", local="127.0.0.1:1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve.serve_events, source, f"unix://{path}")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        client = ApiClient(ApiLocation(f"unix://{path}"))
+        with trio.fail_after(20):
+            async with client.events(since=0) as stream:
+                async for event in stream:
+                    assert (event["seq"], event["type"], event["local"]) == (1, "forward.added", "127.0.0.1:1")
+                    break
+        with pytest.raises(ApiError, match="404 page not found"):
+            await client.forwards()
+        with pytest.raises(ConfigError, match="running listener"):
+            await serve.serve_events(source, f"unix://{path}")
+        nursery.cancel_scope.cancel()
+    assert files(tmp_path) == []
+    with pytest.raises(ConfigError, match=r"cannot serve events on tcp://127.0.0.1:0: want unix:///path"):
+        await serve.serve_events(source, "tcp://127.0.0.1:0")
