@@ -20,7 +20,7 @@ from sulla_trio.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NAMES: Final = ("host-switch", "vm-switch")
+NAMES: Final = ("host-switch", "vm-switch", "wsl-proxy")
 STANDARD_STREAMS: Final = {"/dev/stdout": 1, "/dev/stderr": 2}
 """Log file names that mean the descriptor: as paths they cannot be opened where the stream is a socket (systemd)."""
 
@@ -33,6 +33,11 @@ def host_switch(argv: Sequence[str] | None = None) -> int:
 def vm_switch(argv: Sequence[str] | None = None) -> int:
     """Entry point of vm-switch; the exit status."""
     return _daemon("vm-switch", argv)
+
+
+def wsl_proxy(argv: Sequence[str] | None = None) -> int:
+    """Entry point of wsl-proxy; the exit status."""
+    return _daemon("wsl-proxy", argv)
 
 
 def _daemon(name: str, argv: Sequence[str] | None) -> int:

@@ -6,7 +6,6 @@ Source: specs/daemons.md section 3.2 and 5; DESIGN sections 1 and 5.
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sulla_trio.link import endpoint as endpoints
 from sulla_trio.link.discovery import Candidates
 from sulla_trio.link.endpoint import EndpointUrl
 from sulla_trio.link.host_handshake import HostHandshake
+from sulla_trio.link.process import raise_descriptor_limit
 from sulla_trio.vnet.network import VirtualNetwork
 from sulla_trio.wire.handshake import Dialect
 
@@ -97,12 +97,6 @@ async def _keep_state(network: VirtualNetwork, path: str, nursery: trio.Nursery)
     from sulla_trio.daemons.state_file import keep_state  # msgspec is for those who have a file
 
     await nursery.start(keep_state, network, path)
-
-
-def raise_descriptor_limit() -> None:
-    """Soft NOFILE to hard (DESIGN law 6)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _watch_signals(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

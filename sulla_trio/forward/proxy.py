@@ -118,7 +118,14 @@ class PortProxy:
                     log.warning("unsupported protocol: [%s]", binding.protocol)
                 unsupported.add(binding.protocol)
                 continue
-            log.debug("%s %s", "removing" if mapping.remove else "adding", binding)
+            log.debug(
+                "%s %s %s:%s of container port %s",
+                "removing" if mapping.remove else "adding",
+                binding.protocol,
+                binding.host_ip,
+                binding.host_port,
+                binding.container_port,
+            )
             try:
                 wanted = listenings(binding)
             except ConfigError as error:

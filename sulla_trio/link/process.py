@@ -1,4 +1,4 @@
-"""A process among its relatives: prctl, signalfd, dispositions. By ctypes, so that it costs a launcher no time to import.
+"""A process among its relatives: prctl, signalfd, dispositions, limits. By ctypes: it costs a launcher no time to import.
 
 Source: prctl(2), signalfd(2), PR_SET_PDEATHSIG(2const).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import struct
 from collections.abc import Iterable
@@ -56,6 +57,13 @@ def adopt_orphans() -> None:
 def set_process_name(name: str) -> None:
     """The name that ps, pgrep and top show for this process (15 bytes); call it on the main thread."""
     libc_call("prctl", PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
+
+
+def raise_descriptor_limit() -> int:
+    """Soft NOFILE to hard (DESIGN law 6); returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def ignored_signals() -> frozenset[signal.Signals]:

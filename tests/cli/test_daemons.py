@@ -44,6 +44,9 @@ def test_usage_errors_exit_2_and_help_0() -> None:
         ("vm-switch", "-logfile", "/nowhere/log"),
         ("vm-switch", "-logfile", "/dev/stderr", "-tap-mac-address", "zz"),
         ("vm-switch", "-logfile", "/dev/stderr", "-vsock-fd", "99"),
+        ("wsl-proxy", "-logfile", "/nowhere/log"),
+        ("wsl-proxy", "-logfile", "/dev/stderr", "-socketFile", "/nowhere/s"),
+        ("wsl-proxy", "-logfile", "/dev/stderr", "-upstreamAddress", "nowhere"),
     ],
 )
 def test_bad_values_are_one_fatal_line_and_status_1(arguments: tuple[str, ...]) -> None:
@@ -94,3 +97,17 @@ def test_host_switch_loads_quart_later() -> None:
     done = run(code=code)
     assert done.returncode == 0, done.stderr
     assert not set(done.stdout.split()) & {"quart", "quart_trio", "hypercorn", "click", "rich", "h11", "scapy"}
+
+
+def test_wsl_proxy_loads_neither_the_api_nor_the_stack() -> None:
+    code = (
+        IMPORTED.format(module="wsl_proxy")
+        + """
+print(*sorted(name for name in sys.modules if name.startswith("sulla_trio.")))
+"""
+    )
+    done = run(code=code)
+    assert done.returncode == 0, done.stderr
+    packages, ours = (set(line.split()) for line in done.stdout.splitlines())
+    assert not packages & {"quart", "quart_trio", "hypercorn", "click", "rich", "h11", "werkzeug", "pyroute2"}
+    assert not [name for name in ours if name.split(".")[1] in ("netstack", "vnet", "api")]

@@ -121,3 +121,12 @@ def test_signals_have_an_origin() -> None:
     # In a process of its own: with a second thread about, the kernel may give the signal to that one, which does not block it.
     done = subprocess.run([sys.executable, "-c", ORIGIN], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("all right\n", "")
+
+
+def test_the_descriptor_limit_becomes_the_hard_one() -> None:
+    code = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+        print(process.raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+    """
+    assert output(code) == "300 300 300\n"
