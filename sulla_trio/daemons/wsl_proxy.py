@@ -30,7 +30,8 @@ MESSAGE_TIMEOUT: Final = 10.0
 """Seconds for a client to say all it has to say; the guest agent needs one write."""
 MAX_CLIENTS: Final = 32
 """Control connections that have not said all yet; the oldest goes. An agent opens one at a time for each of its watchers."""
-BACKLOG: Final = 128
+BACKLOG: Final = 4096
+"""Of the control socket, as the Go daemon asks for (the kernel clamps it): beyond it a client is refused, not held up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,15 @@ import trio
 
 from sulla_trio.config import format_ip
 from sulla_trio.errors import ConfigError
-from sulla_trio.forward.host_sockets import Descriptors, address_text, bind_error, peer_text, reset_on_close, tune
+from sulla_trio.forward.host_sockets import (
+    RESERVED,
+    Descriptors,
+    address_text,
+    bind_error,
+    peer_text,
+    reset_on_close,
+    tune,
+)
 from sulla_trio.forward.proxy_journal import ProxyJournal
 from sulla_trio.forward.proxy_udp import UdpProxy
 from sulla_trio.forward.splice import Channels, SpliceRelay
@@ -31,6 +39,9 @@ log = logging.getLogger(__name__)
 DIAL_TIMEOUT: Final = 5.0
 TCP_DESCRIPTORS: Final = 6
 """Two sockets, and a pipe in each direction while bytes are on their way."""
+MOST_DESCRIPTORS: Final = 2048 * TCP_DESCRIPTORS
+"""Taken at most, whatever the process may have: 2,048 connections, each 10 KB and a quarter of a millisecond to reset. A
+signal leaves us a second for all of them."""
 BACKLOG: Final = 4096  # the kernel clamps it to net.core.somaxconn
 TELL_INTERVAL: Final = 60.0
 """Seconds until the log says again what it has said of a client's doing (DESIGN law 3)."""
@@ -83,7 +94,7 @@ class PortProxy:
     ) -> None:
         self._upstream = upstream
         self._journal = ProxyJournal(events)
-        self._descriptors = Descriptors(limit)
+        self._descriptors = Descriptors(min(limit, MOST_DESCRIPTORS + RESERVED))
         self._max_listeners = self._descriptors.free // 2
         self._ipv6_exists = ipv6_exists or has_ipv6
         self._strict = strict

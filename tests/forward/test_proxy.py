@@ -305,6 +305,11 @@ async def test_connections_beyond_the_descriptors_are_reset(caplog: pytest.LogCa
             await stream.aclose()
 
 
+async def test_no_limit_of_the_process_makes_it_take_more_than_it_can_end_in_time() -> None:
+    async with proxying(limit=1 << 20) as (proxy, _):
+        assert proxy._descriptors.free == proxy_module.MOST_DESCRIPTORS
+
+
 async def test_listeners_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     async with proxying(limit=RESERVED + 6) as (proxy, _):
