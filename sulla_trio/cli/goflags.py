@@ -43,6 +43,7 @@ class FlagSet:
     def __init__(self, program: str) -> None:
         self.program = program
         self._flags: dict[str, _Flag] = {}
+        self._aliases: dict[str, str] = {}
 
     def add_bool(self, name: str, usage: str, *, default: bool = False, ours: bool = False) -> None:
         """A flag without a separate value: ``-debug``, ``-debug=false``."""
@@ -59,6 +60,10 @@ class FlagSet:
     def add_repeated(self, name: str, usage: str, *, ours: bool = False) -> None:
         """A text that may be given again; the value is the tuple of all."""
         self._flags[name] = _Flag(name, "value", (), usage, ours)
+
+    def add_alias(self, alias: str, name: str) -> None:
+        """Another name for the declared flag `name`, which the usage text does not list."""
+        self._aliases[alias] = name
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Every flag's value by name. What follows the first non-flag or ``--`` is ignored, as the Go daemons do.
@@ -84,24 +89,24 @@ class FlagSet:
         if not name or name[0] in "-=":
             raise FlagError(f"bad flag syntax: {token}")
         name, equals, text = name.partition("=")
-        flag = self._flags.get(name)
+        flag = self._flags.get(self._aliases.get(name, name))
         if flag is None:
             if name in ("help", "h"):
                 raise HelpRequested
             raise FlagError(f"flag provided but not defined: -{name}")
         if flag.kind == "bool":
-            values[name] = _parse_bool(name, text) if equals else True
+            values[flag.name] = _parse_bool(name, text) if equals else True
             return
         if not equals:
             if not rest:
                 raise FlagError(f"flag needs an argument: -{name}")
             text = rest.pop()
         if flag.kind == "int":
-            values[name] = _parse_int(name, text)
+            values[flag.name] = _parse_int(name, text)
         elif flag.kind == "value":
-            values[name] = (*values[name], text)
+            values[flag.name] = (*values[flag.name], text)
         else:
-            values[name] = text
+            values[flag.name] = text
 
     def usage(self) -> str:
         """The text that ``-h`` and every error print to stderr."""

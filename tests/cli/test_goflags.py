@@ -130,6 +130,16 @@ def test_any_command_line_parses_or_is_refused(arguments: list[str]) -> None:
         pass  # and nothing else
 
 
+def test_an_alias_is_the_same_flag_and_not_listed() -> None:
+    made = flags()
+    made.add_alias("network", "subnet")
+    made.add_alias("d", "debug")
+    assert made.parse(["-subnet", "a", "--network=b", "-d"]) == DEFAULTS | {"subnet": "b", "debug": True}
+    assert made.usage() == USAGE
+    with pytest.raises(FlagError, match=r"^flag needs an argument: -network$"):
+        made.parse(["-network"])
+
+
 def test_quote() -> None:
     assert go_quote('a"\\\t\x00\x7fé\u2028\U000e0001') == '"a\\"\\\\\\t\\x00\\x7fé\\u2028\\U000e0001"'
     assert go_quote("\udc80") == '"\\x80"'
