@@ -20,7 +20,7 @@ from sulla_trio.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-NAMES: Final = ("host-switch", "vm-switch", "wsl-proxy")
+NAMES: Final = ("host-switch", "network-setup", "vm-switch", "wsl-proxy")
 STANDARD_STREAMS: Final = {"/dev/stdout": 1, "/dev/stderr": 2}
 """Log file names that mean the descriptor: as paths they cannot be opened where the stream is a socket (systemd)."""
 
@@ -28,6 +28,11 @@ STANDARD_STREAMS: Final = {"/dev/stdout": 1, "/dev/stderr": 2}
 def host_switch(argv: Sequence[str] | None = None) -> int:
     """Entry point of host-switch; the exit status."""
     return _daemon("host-switch", argv)
+
+
+def network_setup(argv: Sequence[str] | None = None) -> int:
+    """Entry point of network-setup; the exit status."""
+    return _daemon("network-setup", argv)
 
 
 def vm_switch(argv: Sequence[str] | None = None) -> int:

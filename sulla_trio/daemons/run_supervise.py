@@ -256,12 +256,7 @@ class DaemonLog:
     @property
     def last(self) -> str:
         """The text of the last line: of a log line its message."""
-        if not self._lines:
-            return ""
-        match = _MESSAGE.search(self._lines[-1])
-        if not match:
-            return self._lines[-1]
-        return match[2] or re.sub(r"\\(.)", r"\1", match[1])
+        return message_of(self._lines[-1]) if self._lines else ""
 
     def read(self, descriptor: int) -> bool:
         """Take what is there now; False at end of file."""
@@ -280,6 +275,14 @@ class DaemonLog:
         """`read` for as long as there is a writer."""
         while self.read(descriptor):
             await trio.lowlevel.wait_readable(descriptor)
+
+
+def message_of(line: str) -> str:
+    """The message of a daemon's log line; a line of another kind as it is."""
+    match = _MESSAGE.search(line)
+    if not match:
+        return line
+    return match[2] or re.sub(r"\\(.)", r"\1", match[1])
 
 
 async def wait_process(child: subprocess.Popen[bytes]) -> int:
