@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import trio
 
-from sulla_trio.config import parse_ip
-from sulla_trio.errors import ConfigError, ForwardError, LocalError
+from sulla_trio.errors import ForwardError, LocalError
 from sulla_trio.forward.context import Driver
+from sulla_trio.forward.forward_address import check_protocol, listen_tcp, listen_udp, parse_remote
 from sulla_trio.forward.host_sockets import bind_error, peer_text, tune
-from sulla_trio.forward.inbound_udp import UdpForward, bind_udp
+from sulla_trio.forward.inbound_udp import UdpForward
 from sulla_trio.forward.relay import SocketRelay
 from sulla_trio.link.endpoint import take_socket
 
@@ -159,7 +159,7 @@ class ForwardTable:
         key = (entry.protocol, entry.local)
         if key in self._running:
             raise ForwardError("running", f"proxy already running for {entry.protocol} on {entry.local}")
-        _check_protocol(entry.protocol)
+        check_protocol(entry.protocol)
         target = parse_remote(entry.remote)
         if self._nursery is None:
             raise ForwardError("closed", "the network is shutting down")
@@ -203,7 +203,7 @@ class ForwardTable:
         self, running: _Running, target: tuple[bytes, int], task_status: trio.TaskStatus[None]
     ) -> None:
         try:
-            listeners = await _listen_tcp(running.entry.local)
+            listeners = await listen_tcp(running.entry.local)
             handler = partial(self._accepted, running.entry, target)
             with running.scope:
                 task_status.started()
@@ -276,11 +276,12 @@ class ForwardTable:
         self, running: _Running, target: tuple[bytes, int], task_status: trio.TaskStatus[None]
     ) -> None:
         try:
-            sock = bind_udp(*split_local(running.entry.local))
-            forward = UdpForward(self._driver, sock, target)
+            sockets = await listen_udp(running.entry.local)
             with running.scope:
-                task_status.started()
-                await forward.run()
+                async with trio.open_nursery() as nursery:
+                    for sock in sockets:
+                        nursery.start_soon(UdpForward(self._driver, sock, target).run)
+                    task_status.started()
         finally:
             running.stopped.set()
 
@@ -313,55 +314,3 @@ class _Opening:
         self.gone = True
         self.reason = "refused" if reason in ("reset", "refused") and not self.open else reason
         self.decided.set()
-
-
-def _check_protocol(protocol: str) -> None:
-    if protocol in ("unix", "npipe"):
-        raise ForwardError("protocol", f"{protocol} forwards are not supported by this host-switch")
-    if protocol not in ("tcp", "udp"):
-        raise ForwardError("protocol", f"unknown protocol {protocol}")
-
-
-def parse_remote(remote: str) -> tuple[bytes, int]:
-    """(address, port) of a tcp or udp remote: literally ``IPv4:port``.
-
-    Raises:
-        ForwardError: with gvproxy's text.
-    """
-    if remote.count(":") != 1:
-        raise ForwardError("remote", "invalid remote addr")
-    host, _, port_text = remote.partition(":")
-    if not (port_text.isascii() and port_text.isdigit()):
-        raise ForwardError("remote", f'strconv.ParseUint: parsing "{port_text}": invalid syntax')
-    if int(port_text) > 65_535:
-        raise ForwardError("remote", f'strconv.ParseUint: parsing "{port_text}": value out of range')
-    try:
-        return parse_ip(host), int(port_text)
-    except ConfigError as error:
-        raise ForwardError("remote", f"invalid remote addr: {error}") from None
-
-
-def split_local(local: str) -> tuple[str, int]:
-    """(host, port) of a Go listen address; host empty for all interfaces.
-
-    Raises:
-        ForwardError: not ``host:port``.
-    """
-    if not local:
-        return "", 0
-    host, colon, port_text = local.rpartition(":")
-    if not colon:
-        raise ForwardError("bind", f"listen tcp: address {local}: missing port in address")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ForwardError("bind", f"listen tcp: address {local}: too many colons in address")
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65_535:
-        raise ForwardError("bind", f"listen tcp: address {local}: invalid port")
-    return host, int(port_text)
-
-
-async def _listen_tcp(local: str) -> list[trio.SocketListener]:
-    host, port = split_local(local)
-    # An empty host is Go's dual-stack wildcard: one listener per family here.
-    return await trio.open_tcp_listeners(port, host=host or None)

@@ -10,7 +10,7 @@ import trio.testing
 
 from sulla_trio.config import PortForward
 from sulla_trio.errors import ForwardError
-from sulla_trio.forward.inbound import ForwardEntry, parse_remote, split_local
+from sulla_trio.forward.inbound import ForwardEntry
 from sulla_trio.vnet.sockets import TcpListener
 from tests.support.two_drivers import GUEST, gateway_and_guest
 
@@ -19,33 +19,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
-
-
-@pytest.mark.parametrize(
-    ("remote", "text"),
-    [
-        ("192.168.127.2", "invalid remote addr"),
-        ("a:b:c", "invalid remote addr"),
-        ("192.168.127.2:x", 'strconv.ParseUint: parsing "x": invalid syntax'),
-        ("192.168.127.2:-1", 'strconv.ParseUint: parsing "-1": invalid syntax'),
-        ("192.168.127.2:65536", 'strconv.ParseUint: parsing "65536": value out of range'),
-        ("guest:80", "invalid remote addr: invalid IPv4 address: guest"),
-    ],
-)
-def test_bad_remotes(remote: str, text: str) -> None:
-    with pytest.raises(ForwardError) as caught:
-        parse_remote(remote)
-    assert str(caught.value) == text
-
-
-def test_locals() -> None:
-    assert split_local("127.0.0.1:80") == ("127.0.0.1", 80)
-    assert split_local(":80") == ("", 80)
-    assert split_local("[::1]:80") == ("::1", 80)
-    assert split_local("") == ("", 0)
-    for bad in ("80", "a:b:c", "127.0.0.1:x", "127.0.0.1:65536"):
-        with pytest.raises(ForwardError):
-            split_local(bad)
 
 
 async def test_expose_lists_and_unexpose_frees_the_port() -> None:
