@@ -36,7 +36,8 @@ class ConfigError(SullaError):
 class ForwardError(SullaError):
     """A port forward could not be added or removed.
 
-    `code` is one of ``running``, ``unknown``, ``protocol``, ``remote``, ``bind``, ``privileged``, ``denied``.
+    `code` is one of ``running``, ``unknown``, ``protocol``, ``local``, ``remote``, ``bind``, ``in_use``, ``privileged``,
+    ``denied``, ``closed``.
     """
 
     def __init__(self, code: str, message: str) -> None:

@@ -19,7 +19,9 @@ from werkzeug.exceptions import HTTPException, NotFound
 
 from sulla_trio.api import event_stream
 from sulla_trio.api.access import Access
+from sulla_trio.api.wanted import Owned, add_wanted, is_owner_name
 from sulla_trio.errors import ConfigError, ForwardError
+from sulla_trio.forward.inbound import ForwardEntry
 from sulla_trio.services import gojson
 from sulla_trio.services.events import EventLog
 from sulla_trio.services.flows import FlowTable
@@ -61,6 +63,8 @@ class Network(EventSource, Protocol):
     @property
     def forwards(self) -> Forwards: ...
     @property
+    def owned(self) -> Owned: ...
+    @property
     def driver(self) -> Clock: ...
     @property
     def leases(self) -> LeaseTable: ...
@@ -100,6 +104,7 @@ def host_app(network: Network, access: Access | None = None) -> QuartTrio:
         _check_access(app, access)
     _add_forwarder(app, network, source="api")
     _add_tables(app, network)
+    add_wanted(app, network)
     _add_health(app)
     _add_events(app, network)
     return app
@@ -219,7 +224,7 @@ async def _post(handle: Callable[[bytes], Awaitable[Response | None]]) -> Respon
 
 
 async def _expose(network: Network, body: bytes, source: str) -> Response | None:
-    fields = gojson.decode_struct(body, "ExposeRequest", ("local", "remote", "protocol"))
+    fields = gojson.decode_struct(body, "ExposeRequest", ("local", "remote", "protocol", "owner"))
     local, remote, protocol = fields["local"], fields["remote"], fields["protocol"] or "tcp"
     if source == "guest" and protocol in ("unix", "npipe"):
         return _deny(network, local, remote, protocol)
@@ -233,6 +238,11 @@ async def _expose(network: Network, body: bytes, source: str) -> Response | None
             if not client:
                 return error_response("address @: missing port in address", 400)
             remote = f"{client[0]}:{port}"
+    if fields["owner"] and source == "api":  # a guest cannot be heard from
+        if not is_owner_name(fields["owner"]):
+            return error_response("owner: want 1 to 64 of A-Z a-z 0-9 . _ @ : -", 400)
+        await network.owned.add(fields["owner"], ForwardEntry(local, protocol, remote))
+        return None
     await network.forwards.expose(local, remote, protocol, source=source)
     return None
 

@@ -64,8 +64,8 @@ async def serve_asgi(
     config.errorlog = log
     config.accesslog = None
     config.include_server_header = False
-    config.websocket_max_message_size = 4096
     context, limits = WorkerContext(None), limits or Limits()
+    config.websocket_max_message_size = limits.body
     count, last_crash = 0, -CRASH_LOG_INTERVAL
 
     async def handle(stream: Any) -> None:

@@ -58,13 +58,13 @@ def split_local(local: str) -> tuple[str, int]:
         return "", 0
     host, colon, port_text = local.rpartition(":")
     if not colon:
-        raise ForwardError("bind", f"listen tcp: address {local}: missing port in address")
+        raise ForwardError("local", f"listen tcp: address {local}: missing port in address")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ForwardError("bind", f"listen tcp: address {local}: too many colons in address")
+        raise ForwardError("local", f"listen tcp: address {local}: too many colons in address")
     if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65_535:
-        raise ForwardError("bind", f"listen tcp: address {local}: invalid port")
+        raise ForwardError("local", f"listen tcp: address {local}: invalid port")
     return host, int(port_text)
 
 

@@ -6,6 +6,7 @@ removal; its UDP mappings do not.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Iterable
@@ -40,6 +41,8 @@ class ForwardEntry:
     protocol: str
     remote: str
     source: str = field(default="api", compare=False)
+    owner: str | None = field(default=None, compare=False)
+    """Who has it go with himself (`forward.owned`); None: it stays until somebody removes it."""
 
 
 @dataclass(slots=True)
@@ -76,9 +79,14 @@ class ForwardTable:
 
     def snapshot(self) -> list[ForwardEntry]:
         """What should be there again after a restart: the forwards that were asked for by the API, and those of before the
-        last restart that could not be had since. Those of the command line are left out: it will name them again."""
-        kept = [entry for entry in self.all() if entry.source != "static"]
+        last restart that could not be had since. The command line will name its own again, an owner his."""
+        kept = [entry for entry in self.all() if entry.source != "static" and entry.owner is None]
         return kept + list(self._wanted.values())
+
+    def find(self, local: str, protocol: str) -> ForwardEntry | None:
+        """The forward of that address, bound or about to be."""
+        running = self._running.get((protocol, local))
+        return running.entry if running is not None else None
 
     async def expose(self, local: str, remote: str, protocol: str = "tcp", *, source: str = "api") -> None:
         """Listen on `local` and forward to `remote`. Returns when the listener is bound.
@@ -87,17 +95,15 @@ class ForwardTable:
             ForwardError: with gvproxy's text: already running, unknown protocol, invalid remote, or the bind error.
         """
         entry = ForwardEntry(local, protocol, remote, source)
-        # Whoever asks now is answered now: an older wish for the same address is over, whatever the answer.
-        self._wanted.pop((protocol, local), None)
         try:
-            await self._start(entry)
+            await self.start(entry)
         except ForwardError as failure:
-            if failure.code in ("bind", "privileged"):
-                self._emit("failed", entry, reason=str(failure))
+            if failure.code in ("local", "bind", "in_use", "privileged"):
+                self.failed(entry, failure)
             raise
 
-    async def unexpose(self, local: str, protocol: str = "tcp") -> None:
-        """Close the listener of a forward and wait until it is closed. Live TCP connections go on.
+    async def unexpose(self, local: str, protocol: str = "tcp", *, reason: str | None = None) -> None:
+        """Close the listener of a forward and wait until it is closed. Live TCP connections go on. The event has `reason`.
 
         Raises:
             ForwardError: ``proxy not found``.
@@ -106,12 +112,15 @@ class ForwardTable:
         running = self._running.pop((protocol, local), None)
         if running is not None:
             running.scope.cancel()
-            await running.stopped.wait()
-            self._emit("removed", running.entry)
-        elif wanted is not None:
-            self._emit("removed", wanted)
-        else:
+        elif wanted is None:
             raise ForwardError("unknown", "proxy not found")
+        try:
+            if running is not None:
+                await running.stopped.wait()
+        finally:
+            removed = running.entry if running is not None else wanted
+            assert removed is not None
+            self._emit("removed", removed, **({} if reason is None else {"reason": reason}))
 
     def want(self, entries: Iterable[ForwardEntry]) -> None:
         """Remember the forwards of before a restart, for `restore` to have them again. `snapshot` has them from now on.
@@ -131,7 +140,7 @@ class ForwardTable:
         failed = await self._restore_wanted()
         for entry, failure in failed:
             log.warning("cannot restore the forward of %s to %s: %s", entry.local, entry.remote, failure)
-            self._emit("failed", entry, reason=str(failure))
+            self.failed(entry, failure)
         task_status.started()
         for seconds in RESTORE_WAITS:
             if not self._wanted:
@@ -146,7 +155,7 @@ class ForwardTable:
             if self._wanted.get(key) is not entry:
                 continue  # somebody has exposed or unexposed it while an earlier one was being bound
             try:
-                await self._start(entry)
+                await self.start(entry, restored=True)
             except ForwardError as failure:
                 if key in self._wanted:
                     failed.append((entry, failure))
@@ -154,9 +163,17 @@ class ForwardTable:
                 self._wanted.pop(key, None)
         return failed
 
-    async def _start(self, entry: ForwardEntry) -> None:
-        """Bind the listener of `entry` and serve it in the table's nursery."""
+    async def start(self, entry: ForwardEntry, *, restored: bool = False) -> None:
+        """Bind the listener of `entry` and serve it in the table's nursery; no event where that fails.
+
+        Whoever asks now is answered now: unless `restored`, an older wish for the address is over, whatever the answer.
+
+        Raises:
+            ForwardError: as `expose`.
+        """
         key = (entry.protocol, entry.local)
+        if not restored:
+            self._wanted.pop(key, None)
         if key in self._running:
             raise ForwardError("running", f"proxy already running for {entry.protocol} on {entry.local}")
         check_protocol(entry.protocol)
@@ -170,10 +187,13 @@ class ForwardTable:
             await self._nursery.start(serve, running, target)
         except OSError as error:
             self._drop(key, running)
-            raise bind_error(entry.protocol, entry.local, error) from None
+            failure = bind_error(entry.protocol, entry.local, error)
+            if error.errno == errno.EADDRINUSE:
+                failure.code = "in_use"
+            raise failure from None
         except ValueError as error:  # a name that no resolver takes (embedded NUL, a label over 63 bytes)
             self._drop(key, running)
-            raise ForwardError("bind", f"invalid address: {error}") from None
+            raise ForwardError("local", f"invalid address: {error}") from None
         except BaseException:
             self._drop(key, running)
             raise
@@ -181,6 +201,10 @@ class ForwardTable:
             raise ForwardError("closed", f"{entry.local} was unexposed meanwhile")
         running.bound = True
         self._emit("added", entry)
+
+    def failed(self, entry: ForwardEntry, failure: ForwardError) -> None:
+        """Tell that a forward could not be had."""
+        self._emit("failed", entry, reason=str(failure))
 
     def _drop(self, key: tuple[str, str], running: _Running) -> None:
         if self._running.get(key) is running:
@@ -192,7 +216,7 @@ class ForwardTable:
             local=entry.local,
             remote=entry.remote,
             protocol=entry.protocol,
-            owner=None,
+            owner=entry.owner,
             source=entry.source,
             **more,
         )

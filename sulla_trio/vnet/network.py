@@ -14,6 +14,7 @@ from sulla_trio.forward.inbound import ForwardTable
 from sulla_trio.forward.outbound_icmp import OutboundIcmp
 from sulla_trio.forward.outbound_tcp import OutboundTcp
 from sulla_trio.forward.outbound_udp import OutboundUdp
+from sulla_trio.forward.owned import OwnedForwards
 from sulla_trio.link.endpoint import Endpoint
 from sulla_trio.netstack.events import ConnectionRequest, DatagramReceived
 from sulla_trio.netstack.statistics import statistics
@@ -51,6 +52,7 @@ class VirtualNetwork:
         self.driver = Driver(network, self.events, self.flows, poison=poison, strict=strict)
         self.leases = LeaseTable(network)
         self.forwards = ForwardTable(self.driver)
+        self.owned = OwnedForwards(self.forwards)
         self.resolver = resolver or Resolver()
         self.own_listeners: set[tuple[str, int]] = set()
         """(address, port) of host-switch's own TCP listeners on the host: never dialled for a guest."""
@@ -89,6 +91,7 @@ class VirtualNetwork:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.driver.run)
             await nursery.start(self.forwards.run)
+            nursery.start_soon(self.owned.run)
             listener = self.listen_tcp(self.network.gateway_ip, DNS_PORT)
             nursery.start_soon(trio.serve_listeners, self._dns.stream, [listener])
             task_status.started()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -9,6 +11,7 @@ import trio
 from sulla_trio.config import NetworkConfig, network_config
 from sulla_trio.errors import ForwardError
 from sulla_trio.forward.inbound import ForwardEntry
+from sulla_trio.forward.owned import PortState, WantedPort
 from sulla_trio.services.events import EventLog
 from sulla_trio.services.flows import FlowTable
 from sulla_trio.services.leases import LeaseTable
@@ -41,6 +44,38 @@ class FakeForwards:
         return sorted(self.entries.values())
 
 
+class FakeOwned:
+    """Remembers what owners were given, and that they ended; the ports named in `states` are not active."""
+
+    def __init__(self, forwards: FakeForwards) -> None:
+        self._forwards = forwards
+        self.owners: dict[str, list[WantedPort]] = {}
+        self.times: dict[str, float | None] = {}
+        self.states: dict[str, WantedPort] = {}
+
+    async def add(self, name: str, entry: ForwardEntry) -> None:
+        await self._forwards.expose(entry.local, entry.remote, entry.protocol, source=entry.source)
+        self.owners.setdefault(name, []).append(WantedPort(replace(entry, owner=name), PortState.ACTIVE))
+
+    async def put(self, name: str, entries: Sequence[ForwardEntry], *, ttl: float | None) -> list[WantedPort]:
+        if len(entries) > 100:
+            raise ForwardError("denied", "one owner may have 100 forwards")
+        active = [WantedPort(replace(entry, owner=name), PortState.ACTIVE) for entry in entries]
+        self.owners[name] = [self.states.get(port.entry.local, port) for port in active]
+        self.times[name] = ttl
+        return self.owners[name]
+
+    def heard(self, name: str, ttl: float) -> bool:
+        self.times[name] = ttl
+        return name in self.owners
+
+    def end(self, name: str) -> bool:
+        return self.owners.pop(name, None) is not None
+
+    def all(self) -> list[WantedPort]:
+        return [port for ports in self.owners.values() for port in ports]
+
+
 class FakeDriver:
     def now(self) -> float:
         return 100.0
@@ -53,6 +88,7 @@ class FakeNetwork:
         self.network: NetworkConfig = network_config()
         self.driver = FakeDriver()
         self.forwards = FakeForwards()
+        self.owned = FakeOwned(self.forwards)
         self.events = EventLog(lambda: 1000.0)
         self.flows = FlowTable()
         self.leases = LeaseTable(self.network)
