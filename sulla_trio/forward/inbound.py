@@ -10,15 +10,16 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
 import trio
 
+from sulla_trio.config import format_ip
 from sulla_trio.errors import ForwardError, LocalError
 from sulla_trio.forward.context import Driver
-from sulla_trio.forward.forward_address import check_protocol, listen_tcp, listen_udp, parse_remote
+from sulla_trio.forward.forward_address import ForwardPorts, check_protocol, listen_tcp, listen_udp, parse_forward
 from sulla_trio.forward.host_sockets import bind_error, peer_text, tune
 from sulla_trio.forward.inbound_udp import UdpForward
 from sulla_trio.forward.relay import SocketRelay
@@ -177,17 +178,17 @@ class ForwardTable:
         if key in self._running:
             raise ForwardError("running", f"proxy already running for {entry.protocol} on {entry.local}")
         check_protocol(entry.protocol)
-        target = parse_remote(entry.remote)
+        ports = parse_forward(entry.local, entry.remote)
         if self._nursery is None:
             raise ForwardError("closed", "the network is shutting down")
         running = _Running(entry, trio.CancelScope(), trio.Event())
         self._running[key] = running  # before the first await: two at once for one address must not both bind
         serve = self._serve_tcp if entry.protocol == "tcp" else self._serve_udp
         try:
-            await self._nursery.start(serve, running, target)
+            await self._nursery.start(serve, running, ports)
         except OSError as error:
             self._drop(key, running)
-            failure = bind_error(entry.protocol, entry.local, error)
+            failure = bind_error(entry.protocol, error.filename or entry.local, error)
             if error.errno == errno.EADDRINUSE:
                 failure.code = "in_use"
             raise failure from None
@@ -223,21 +224,23 @@ class ForwardTable:
 
     # TCP
 
-    async def _serve_tcp(
-        self, running: _Running, target: tuple[bytes, int], task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def _serve_tcp(self, running: _Running, ports: ForwardPorts, task_status: trio.TaskStatus[None]) -> None:
         try:
-            listeners = await listen_tcp(running.entry.local)
-            handler = partial(self._accepted, running.entry, target)
+            listeners = await listen_tcp(ports)
+            handler = partial(self._accepted, running.entry, ports)
             with running.scope:
                 task_status.started()
                 await trio.serve_listeners(handler, listeners)
         finally:
             running.stopped.set()
 
-    async def _accepted(self, entry: ForwardEntry, target: tuple[bytes, int], stream: trio.SocketStream) -> None:
+    async def _accepted(self, entry: ForwardEntry, ports: ForwardPorts, stream: trio.SocketStream) -> None:
         """Hand the connection to the network's nursery, where it outlives the forward."""
         sock = take_socket(stream)
+        port = sock.getsockname()[1]
+        target = ports.target(port)
+        if ports.size > 1:  # what is told of the connection is told of its port
+            entry = replace(entry, local=f"{entry.local.rpartition(':')[0]}:{port}", remote=_text(target))
         if not self._driver.spawn(None, self._carry, entry, target, sock):
             sock.close()
         await trio.lowlevel.checkpoint()
@@ -296,14 +299,13 @@ class ForwardTable:
 
     # UDP
 
-    async def _serve_udp(
-        self, running: _Running, target: tuple[bytes, int], task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def _serve_udp(self, running: _Running, ports: ForwardPorts, task_status: trio.TaskStatus[None]) -> None:
         try:
-            sockets = await listen_udp(running.entry.local)
+            sockets = await listen_udp(ports)
             with running.scope:
                 async with trio.open_nursery() as nursery:
                     for sock in sockets:
+                        target = ports.target(sock.getsockname()[1])
                         nursery.start_soon(UdpForward(self._driver, sock, target).run)
                     task_status.started()
         finally:
@@ -338,3 +340,7 @@ class _Opening:
         self.gone = True
         self.reason = "refused" if reason in ("reset", "refused") and not self.open else reason
         self.decided.set()
+
+
+def _text(target: tuple[bytes, int]) -> str:
+    return f"{format_ip(target[0])}:{target[1]}"

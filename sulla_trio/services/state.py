@@ -131,13 +131,13 @@ def _fault(forward: StoredForward) -> str | None:
         return f"source is none of {', '.join(SOURCES)}"
     if len(forward.local) > MAX_ADDRESS or not forward.local.isprintable():
         return "local is no address"
-    host, _, port = forward.remote.rpartition(":")
+    host, _, ports = forward.remote.rpartition(":")
     try:
         parse_ip(host)
     except ConfigError:
         return "remote is not IPv4:port"
-    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-        return "remote has no port of 0 to 65535"
+    if not re.fullmatch("[0-9]{1,5}(-[0-9]{1,5})?", ports) or any(int(port) > 65_535 for port in ports.split("-")):
+        return "remote has no port of 0 to 65535, and no range of them"
     return None
 
 

@@ -12,6 +12,7 @@ import trio.testing
 
 from sulla_trio.errors import ForwardError
 from sulla_trio.forward import forward_address, owned
+from sulla_trio.forward.forward_address import ForwardPorts
 from sulla_trio.forward.inbound import ForwardEntry
 from sulla_trio.forward.owned import DEFAULT_TTL, OTHER_PROGRAM, RETRY, PortState, WantedPort
 from sulla_trio.vnet.network import VirtualNetwork
@@ -163,7 +164,7 @@ async def test_what_cannot_be_and_what_cannot_be_yet(wanted: ForwardEntry, state
 
 
 async def test_a_privileged_port_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(local: str) -> list[trio.SocketListener]:
+    async def refuse(ports: ForwardPorts) -> list[trio.SocketListener]:
         raise PermissionError(13, "Permission denied")
 
     async with network_of() as network:
@@ -229,9 +230,9 @@ async def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_owner_who_ends_while_his_ports_are_bound_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     listen, slow = forward_address.listen_tcp, trio.Event()
 
-    async def late(local: str) -> list[trio.SocketListener]:
+    async def late(ports: ForwardPorts) -> list[trio.SocketListener]:
         await slow.wait()
-        return await listen(local)
+        return await listen(ports)
 
     monkeypatch.setattr("sulla_trio.forward.inbound.listen_tcp", late)
     async with network_of() as network, trio.open_nursery() as nursery:
@@ -251,7 +252,7 @@ async def test_an_owner_who_ends_while_his_ports_are_bound_leaves_none(monkeypat
 
 
 async def test_a_put_that_is_cancelled_leaves_no_half_bound_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(local: str) -> list[trio.SocketListener]:
+    async def never(ports: ForwardPorts) -> list[trio.SocketListener]:
         await trio.sleep_forever()
         raise AssertionError
 

@@ -34,6 +34,11 @@ def test_the_file() -> None:
     assert state.parse(state.emit(State())) == State([], [])
 
 
+def test_a_range_of_ports_is_kept() -> None:
+    forward = StoredForward("127.0.0.1:8000-8099", "192.168.127.2:8000-8099", "tcp", "api")
+    assert state.parse(state.emit(State([forward]))).forwards == [forward]
+
+
 def test_times_are_whole_seconds_within_bounds() -> None:
     ips = [bytes((10, 0, 0, last)) for last in range(1, 4)]
     times = [-5.0, 7.25, 1e300]
@@ -93,6 +98,9 @@ def test_refused(data: bytes, words: str) -> None:
         ("remote", "192.168.127.2:80\n"),
         ("remote", "192.168.127.2:٨٠"),
         ("remote", "[::1]:80"),
+        ("remote", "192.168.127.2:1-65536"),
+        ("remote", "192.168.127.2:1-2-3"),
+        ("remote", "192.168.127.2:-2"),
         ("protocol", "unix"),
         ("protocol", "TCP"),
         ("protocol", ""),
