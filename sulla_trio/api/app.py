@@ -20,6 +20,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from sulla_trio.api import event_stream
 from sulla_trio.api.access import Access
 from sulla_trio.api.wanted import Owned, add_wanted, is_owner_name
+from sulla_trio.config import format_mac, parse_ip
 from sulla_trio.errors import ConfigError, ForwardError
 from sulla_trio.forward.inbound import ForwardEntry
 from sulla_trio.services import gojson
@@ -167,7 +168,7 @@ def _redirect_unclean(app: QuartTrio) -> Response | None:
     return Response(body, 301, {"Location": location}, content_type="text/html; charset=utf-8" if body else None)
 
 
-def _route(app: QuartTrio, path: str, name: str, handler: Callable[[], Awaitable[Response]]) -> None:
+def _route(app: QuartTrio, path: str, name: str, handler: Callable[..., Awaitable[Response]]) -> None:
     app.add_url_rule(path, name, handler, methods=["GET"], provide_automatic_options=False)
 
 
@@ -307,12 +308,25 @@ def _add_tables(app: QuartTrio, network: Network) -> None:
     async def leases() -> Response:
         return json_response(network.leases.all(network.driver.now()))
 
+    async def lease(ip: str) -> Response:
+        if request.method != "DELETE":
+            return error_response("delete only", 405)
+        try:
+            mac = network.leases.remove(parse_ip(ip))
+        except ConfigError as error:
+            return error_response(str(error), 400)
+        if mac is None:
+            return error_response(f"no lease of {ip} to remove", 404)
+        network.events.emit("lease.removed", ip=ip, mac=format_mac(mac))
+        return Response(b"", 200)
+
     async def flows() -> Response:
         return json_response(network.flows.all(network.driver.now()), sort_keys=False)
 
     _route(app, "/stats", "stats", stats)
     _route(app, "/cam", "cam", cam)
     _route(app, "/leases", "leases", leases)
+    _route(app, "/leases/<ip>", "lease", lease)
     _route(app, "/services/dhcp/leases", "dhcp_leases", leases)
     _route(app, "/flows", "flows", flows)
 

@@ -33,7 +33,15 @@ LAST_WRITE: Final = 0.5
 MAX_CORRUPT: Final = 5
 """Unusable files kept beside the state file; then the oldest makes room."""
 CHANGES: Final = frozenset(
-    ("forward.added", "forward.removed", "lease.acquired", "lease.renewed", "lease.released", "lease.declined")
+    (
+        "forward.added",
+        "forward.removed",
+        "lease.acquired",
+        "lease.renewed",
+        "lease.released",
+        "lease.declined",
+        "lease.removed",
+    )
 )
 """Events after which the file is no longer true."""
 

@@ -156,6 +156,17 @@ class LeaseTable:
         table[self.network.gateway_ip] = self.network.gateway_mac
         return {format_ip(ip): format_mac(table[ip]) for ip in sorted(table)}
 
+    def remove(self, ip: bytes) -> bytes | None:
+        """Forget the lease of `ip`, as if it had never been; the MAC that had it, None where there is none to remove.
+
+        A static lease stays. A client that still uses the address keeps it when it renews, if nobody has it by then.
+        """
+        lease = self._by_ip.get(ip)
+        if lease is None:
+            return None
+        self._forget(lease)
+        return lease.mac
+
     def snapshot(self, unix: float) -> list[StoredLease]:
         """What should be remembered over a restart: every lease that a client has or had, but for the static ones.
 

@@ -244,3 +244,26 @@ def test_split_host_port(address: str, result: tuple[str, str] | str) -> None:
         with pytest.raises(ConfigError) as caught:
             split_host_port(address)
         assert str(caught.value) == result
+
+
+async def test_a_lease_is_removed() -> None:
+    network = FakeNetwork()
+    lease = network.leases.offer(b"\2\0\0\0\0\1", 100.0)
+    assert lease is not None
+    network.leases.bind(lease, 100.0)
+    async with served(host_app(network)) as api:
+        assert b"192.168.127.3" in (await api.ask("GET", "/leases")).body
+        answer = await api.ask("DELETE", "/leases/192.168.127.3")
+        assert (answer.status, answer.body) == (200, b"")
+        assert b"192.168.127.3" not in (await api.ask("GET", "/services/dhcp/leases")).body
+        assert network.events.since(0)[-1]["type"] == "lease.removed"
+        for path, status, text in (
+            ("/leases/192.168.127.3", 404, b"no lease of 192.168.127.3 to remove\n"),
+            ("/leases/192.168.127.2", 404, b"no lease of 192.168.127.2 to remove\n"),
+            ("/leases/x", 400, b"invalid IPv4 address: x\n"),
+        ):
+            answer = await api.ask("DELETE", path)
+            assert (answer.status, answer.body) == (status, text)
+        assert (await api.ask("GET", "/leases/192.168.127.2")).status == 405
+    async with served(guest_app(network), virtual=True) as api:
+        assert (await api.ask("DELETE", "/leases/192.168.127.3")).status == 404

@@ -158,6 +158,18 @@ def test_the_configured_static_leases() -> None:
     assert take(moved, 1) == "192.168.127.2"
 
 
+def test_a_removed_lease_is_forgotten_and_its_address_given_again() -> None:
+    table = LeaseTable(small())
+    assert [take(table, number) for number in (1, 2)] == ["10.0.0.3", "10.0.0.4"]
+    assert table.remove(parse_ip("10.0.0.3")) == mac(1)
+    assert table.remove(parse_ip("10.0.0.3")) is None
+    assert table.remove(parse_ip("10.0.0.2")) is None  # static
+    assert table.lookup(mac(1), 0.0) is None
+    assert [take(table, number) for number in (3, 1)] == ["10.0.0.3", "10.0.0.5"]
+    assert table.remove(parse_ip("10.0.0.4")) == mac(2)
+    assert take(table, 4) == "10.0.0.4"
+
+
 def test_a_restart_keeps_who_has_what() -> None:
     before = LeaseTable(small())
     assert [take(before, number, 100.0) for number in (1, 2)] == ["10.0.0.3", "10.0.0.4"]
