@@ -14,6 +14,15 @@ UNTESTED_BY_NAME = {
     "daemons/run_launch.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_supervise.py": "run in real namespaces by e2e/test_run.py",
     "daemons/run_config.py": "one frozen dataclass, no code that runs",
+    "demo/container.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/four.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/guest.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/host.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/inside.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/report.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/run_demo.py": "run by tools/demo as a stage of .ci/run",
+    "demo/vm.py": "run in real namespaces by e2e/test_demo.py",
+    "demo/wsl_init.py": "run in real namespaces by e2e/test_demo.py",
     "forward/context.py": "protocols for the type checker, no code that runs",
 }
 

@@ -29,14 +29,21 @@ class ApiLocation:
 
 
 def runtime_directory() -> Path:
-    """The per-user directory of sockets and api files; it need not exist."""
+    """The per-user directory of sockets and api files; it need not exist.
+
+    Raises:
+        ConfigError: none is safe: without XDG_RUNTIME_DIR it would be below a directory that is another user's.
+    """
     import warnings
 
     import platformdirs
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without XDG_RUNTIME_DIR it is a directory of /tmp: see `make_private`
-        return Path(platformdirs.user_runtime_dir("sulla", appauthor=False))
+        try:
+            return Path(platformdirs.user_runtime_dir("sulla", appauthor=False))
+        except OSError as error:
+            raise ConfigError(str(error)) from None
 
 
 def make_private(directory: Path) -> None:

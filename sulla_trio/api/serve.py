@@ -187,7 +187,11 @@ async def _open(
 
 
 def _make_parent(directory: Path) -> None:
-    if directory == runtime_directory():
+    try:
+        is_ours = directory == runtime_directory()
+    except ConfigError:  # there is none: no matter to a socket elsewhere
+        is_ours = False
+    if is_ours:
         make_private(directory)
         sweep(directory)
     else:

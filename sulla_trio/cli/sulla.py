@@ -122,6 +122,20 @@ def _listen(given: tuple[str, ...]) -> tuple[str, ...]:
     return () if given == ("none",) else given
 
 
+@cli.command("demo")
+@click.option("--stay", is_flag=True, help="Leave a shell in the guest with everything up.")
+@click.option("--size", metavar="MIB", type=click.IntRange(1, 4096), default=64, show_default=True,
+              help="Data moved each way.")  # fmt: skip
+def demo(stay: bool, size: int) -> None:
+    """Start all four daemons on this machine and show every service, one line per step.
+
+    Namespaces stand for the VM and unix sockets for AF_VSOCK. The exit status says whether all of it worked.
+    """
+    from sulla_trio.demo.four import demo as show
+
+    sys.exit(show(size=size << 20, stay=stay))
+
+
 # The API's client
 
 

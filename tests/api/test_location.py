@@ -124,3 +124,12 @@ def test_names() -> None:
 
 def test_token_stays_out_of_repr() -> None:
     assert "secret" not in repr(ApiLocation("tcp://x:1", "secret"))
+
+
+def test_no_safe_runtime_directory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError("runtime directory /tmp/runtime-0 is below /tmp, owned by uid 65534; set XDG_RUNTIME_DIR instead")
+
+    monkeypatch.setattr("platformdirs.user_runtime_dir", refuse)
+    with pytest.raises(ConfigError, match="set XDG_RUNTIME_DIR instead"):
+        runtime_directory()

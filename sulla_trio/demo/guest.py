@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from demo_report import Report, expect
+from sulla_trio.demo.report import Report, expect
 
 GATEWAY = "192.168.127.1"
 GUEST = "192.168.127.2"

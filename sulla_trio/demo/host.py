@@ -1,17 +1,14 @@
-"""The demo's host side: starts `sulla run` with demo_guest.py in it, serves what the guest reaches for on 127.0.0.1,
-does on the host what the guest asks for, and shows what `sulla` tells of it all. Standard library only; see tools/demo.
+"""The demo's host side: serves what the guest reaches for on 127.0.0.1, does on the host what the guest asks for, and shows
+what `sulla` tells of it all.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import hashlib
 import http.server
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo_report import Report, expect
+from sulla_trio.demo.report import Report, expect
 
-HERE = Path(__file__).resolve().parent
 SULLA = str(Path(sys.executable).with_name("sulla"))
 GUEST = "192.168.127.2"
 TIMEOUT = 20.0
@@ -265,61 +261,3 @@ class HostRequest(http.server.BaseHTTPRequestHandler):
         body = json.dumps(answer).encode()
         self.start_answer(len(body))
         self.wfile.write(body)
-
-
-def exit_status_passes() -> str:
-    """A second, short run: from its start to its end, and its command's exit status."""
-    started = time.perf_counter()
-    status = subprocess.run([SULLA, "run", "--", "sh", "-c", "exit 7"], timeout=TIMEOUT, check=False).returncode
-    took = time.perf_counter() - started
-    expect(status == 7, f"status {status} and not 7")
-    return f"`sulla run -- sh -c 'exit 7'` ended with {status}, {took:.2f} s from start to end"
-
-
-def run(size: int, mtu: int, directory: str, report: Report) -> None:
-    """One `sulla run` of the guest, with the host's side around it."""
-    api = f"unix://{directory}/api.sock"
-    host = HostSide(size, api, report)
-    threading.Thread(target=host.serve_forever, daemon=True).start()
-    static_tcp, static_udp, exposed, closed, guest_port = free_ports(5)
-    host.guest_port = guest_port
-    ports = {
-        "http": host.server_address[1], "tail": host.tail_port, "udp": host.udp_port, "closed": closed,
-        "static_tcp": static_tcp, "static_udp": static_udp, "exposed": exposed, "guest": guest_port,
-        "size": size, "sha256": host.sha256, "mtu": mtu,
-    }  # fmt: skip
-    command = [
-        SULLA, "run", "--mtu", str(mtu), "--listen", api,
-        "-p", f"127.0.0.1:{static_tcp}={GUEST}:{guest_port}", "-p", f"udp:127.0.0.1:{static_udp}={GUEST}:{guest_port}",
-        "--", sys.executable, str(HERE / "demo_guest.py"), json.dumps(ports),
-    ]  # fmt: skip
-    try:
-        status = subprocess.run(command, check=False).returncode
-    finally:
-        host.close()
-    report.failed += status != 0
-    if status not in (0, 1) or host.watcher is None:
-        print(f"FAILED  sulla run ended with status {status}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="tools/demo", description="Show every service of `sulla run` working.")
-    parser.add_argument("--size", type=int, default=256, metavar="MIB", help="data moved each way (default 256)")
-    parser.add_argument("--mtu", type=int, default=65000, help="MTU of the network (default 65000)")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    report = Report()
-    directory = tempfile.mkdtemp(prefix="sulla-demo-")
-    started = time.monotonic()
-    try:
-        run(arguments.size << 20, arguments.mtu, directory, report)
-        report.step("exit status", exit_status_passes)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    took = time.monotonic() - started
-    print(f"{'all of it worked' if not report.failed else 'NOT all of it worked'}, {took:.0f} s")
-    return 1 if report.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

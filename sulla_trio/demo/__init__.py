@@ -1,0 +1,1 @@
+"""`sulla demo` and `tools/demo`: every service shown at work, one line per step."""
