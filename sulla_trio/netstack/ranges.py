@@ -40,6 +40,15 @@ class RangeSet:
         """How many integers."""
         return sum(self._stops) - sum(self._starts)
 
+    def count(self, start: int, stop: int) -> int:
+        """How many integers of [start, stop)."""
+        if start >= stop:
+            return 0
+        counted = 0
+        for at in range(bisect_right(self._stops, start), bisect_left(self._starts, stop)):
+            counted += min(self._stops[at], stop) - max(self._starts[at], start)
+        return counted
+
     def add(self, start: int, stop: int) -> None:
         """Include every number of [start, stop); an empty range changes nothing."""
         if start >= stop:

@@ -103,7 +103,7 @@ class TcpConnection(TransmissionControlBlock):
     # The stack's verbs
 
     def resolved(self, mac: bytes, port: int) -> None:
-        """The guest's MAC and switch port are known now (ARP answered): what is due goes out."""
+        """ARP answered: what is due goes out."""
         self.mac, self.port = mac, port
         self.make_header(mac)
         self.touch()
@@ -112,12 +112,10 @@ class TcpConnection(TransmissionControlBlock):
         """Process one segment whose checksum was verified.
 
         The payload is ``view[segment.payload_offset:segment.payload_end]``, valid only during the call. Never raises.
-
-        What most segments are is predicted (RFC 9293 says nothing of it, every stack does it): ESTABLISHED, in order,
-        only ACK and PSH, inside the window, acknowledging nothing that was not sent. Everything else is
-        `tcp_arrival`.
+        What most segments are is predicted: ESTABLISHED, in order, only ACK and PSH, inside the window, acknowledging
+        nothing that was not sent. Everything else is `tcp_arrival`.
         """
-        _, _, seq, ack, flags, window, _, start, end, _, _, _, _, ts_value, _ = segment
+        _, _, seq, ack, flags, window, _, start, end, _, _, _, blocks, ts_value, _ = segment
         rcv, snd = self.rcv, self.snd
         self.last_heard = now
         size = end - start
@@ -127,6 +125,8 @@ class TcpConnection(TransmissionControlBlock):
             or seq != rcv.nxt
             or flags & _UNPREDICTED != _PREDICTED
             or rcv._ranges is not None
+            or blocks
+            or snd.retransmits
             or acked > (snd.max - snd.una) & MASK
             or size > (rcv.edge - seq) & MASK
             or self.owner_closed
@@ -378,7 +378,7 @@ class TcpConnection(TransmissionControlBlock):
         snd.acknowledged(count, now)
         if snd.retransmit_at < self.armed_at:
             self.arm(snd.retransmit_at)
-        if (snd.unsent or snd.resend_first or (snd.fin_queued and not snd.fin_sent)) and not self.dirty:
+        if (snd.unsent or snd.recovering or (snd.fin_queued and not snd.fin_sent)) and not self.dirty:
             self.touch()
         if self.blocked:
             self._unblock()

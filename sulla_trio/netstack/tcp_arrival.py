@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _HALF: Final = 0x80000000
 PAWS_IDLE: Final = 24 * 86_400.0
 """Seconds after which TS.Recent is no longer trusted (RFC 7323 section 5.5)."""
+MAX_RTT: Final = 600_000
+"""Milliseconds; an echo that says more is of another clock."""
 _RECEIVING: Final = frozenset({State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2})
 
 
@@ -108,6 +110,8 @@ def check_sequence(c: TcpConnection, segment: Segment) -> bool:
         if flags & RST:
             c.host.counters.drop("tcp_reset_outside_window")
         else:
+            if length and -length <= start < 0 and segment.payload_end > segment.payload_offset:
+                _came_twice(c, segment)
             c.ack_at_once()
             if c.state is State.TIME_WAIT and flags & FIN:
                 tcp_timers.start_life_timer(c, c.last_heard)
@@ -116,6 +120,13 @@ def check_sequence(c: TcpConnection, segment: Segment) -> bool:
     if value is not None and c.timestamps and diff(segment.seq, rcv.last_ack) <= 0:  # RFC 7323 section 4.3
         rcv.ts_recent, rcv.ts_recent_at = value, c.last_heard
     return True
+
+
+def _came_twice(c: TcpConnection, segment: Segment) -> None:
+    """Octets before RCV.NXT came again: to be reported (RFC 2883 section 4), once a repeated segment has an ACK."""
+    size = segment.payload_end - segment.payload_offset
+    end = (segment.seq + min(size, -diff(segment.seq, c.rcv.nxt))) & MASK
+    c.rcv.duplicate = (segment.seq, end)
 
 
 def check_reset(c: TcpConnection, segment: Segment, now: float) -> bool:
@@ -166,9 +177,19 @@ def _update_send_state(c: TcpConnection, segment: Segment, ahead: int, now: floa
     seq, ack = segment.seq, segment.ack
     wnd = segment.window << snd.shift
     if ahead:
+        if snd.retransmits and c.timestamps:  # RFC 7323 section 4.1: a sample although it was sent twice
+            elapsed = (int(now * 1000) + c.ts_offset - segment.ts_echo) & MASK
+            if segment.ts_echo and elapsed < MAX_RTT:
+                snd.rtt.sample(elapsed / 1000)
         c.acknowledged(ahead, now)
+    if c.sack:
+        if segment.sack_blocks and snd.sacked(segment.sack_blocks, duplicate=not ahead):
+            c.host.counters.tcp_fast_retransmits += 1
+        if snd.recovering or snd.unsent:
+            c.touch()
     elif (
-        snd.max != snd.una  # RFC 5681 section 2: what a duplicate ACK is
+        not ahead
+        and snd.max != snd.una  # RFC 5681 section 2: what a duplicate ACK is
         and segment.payload_offset == segment.payload_end
         and not segment.flags & FIN
         and wnd == snd.wnd
@@ -210,6 +231,7 @@ def check_text(c: TcpConnection, segment: Segment, view: memoryview, now: float)
     rcv = c.rcv
     offset = diff(segment.seq, rcv.nxt)
     if offset < 0:
+        _came_twice(c, segment)
         start = min(start - offset, end)
         offset = 0
         rcv.ack_now = True  # part of it has come before: our ACK was lost

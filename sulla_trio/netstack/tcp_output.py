@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sulla_trio.netstack.seqnum import MASK
 from sulla_trio.netstack.tcp_header import HeaderTemplate
 from sulla_trio.netstack.tcp_recv import WINDOW_SHIFT
+from sulla_trio.netstack.tcp_sack import Scoreboard
 from sulla_trio.netstack.tcp_send import NEVER, Payload
 from sulla_trio.netstack.tcp_state import State
 from sulla_trio.wire.tcp import ACK, FIN, PSH, RST, SYN, emit_options
@@ -36,10 +37,14 @@ def due_frames(c: TcpConnection, now: float, out: Frames) -> None:
         return
     snd, rcv = c.snd, c.rcv
     before = len(out)
-    if snd.resend_first:
-        _resend_first(c, header, now, out)
-    if snd.unsent:
-        _data(c, header, now, out)
+    sack_due = rcv.ack_now and c.sack and rcv.has_sack_blocks
+    if snd.board is not None and (snd.recovering or snd.nxt != snd.max):
+        _data_by_scoreboard(c, header, snd.board, now, out)
+    else:
+        if snd.resend_first:
+            _resend_first(c, header, now, out)
+        if snd.unsent:
+            _data(c, header, now, out)
     if snd.fin_queued and not snd.fin_sent and not snd.unsent:
         flags = ACK | FIN
         _append(c, header, snd.nxt, flags, b"", now, out)
@@ -48,7 +53,7 @@ def due_frames(c: TcpConnection, now: float, out: Frames) -> None:
         _sent_up_to(c, snd.nxt, 0)
     if c.probe:
         _probe(c, header, now, out)
-    if rcv.ack_now and len(out) == before:
+    if sack_due or (rcv.ack_now and len(out) == before):
         _pure_ack(c, header, now, out)
     sent = len(out) - before
     if sent:
@@ -87,7 +92,8 @@ def _data(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) -> 
     """New data (or, after a time-out, data again), as much as both windows allow. The hot loop."""
     snd, rcv = c.snd, c.rcv
     seq = snd.nxt
-    payload = snd.take()
+    mss = snd.mss
+    payload = snd.take(mss)
     if payload is None:
         return
     window, ack, port = rcv.advertise(), rcv.nxt, c.port
@@ -111,7 +117,7 @@ def _data(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) -> 
         else:
             append((port, plain(seq, ack, flags, window, payload), payload))
         seq = snd.nxt
-        payload = take()
+        payload = take(mss)
     _sent_up_to(c, seq, sent)
 
 
@@ -123,6 +129,46 @@ def _sent_up_to(c: TcpConnection, seq: int, segments: int) -> None:
         snd.max = seq
     elif snd.retransmits:
         c.host.counters.tcp_retransmits += segments or 1
+
+
+def _data_by_scoreboard(c: TcpConnection, header: HeaderTemplate, board: Scoreboard, now: float, out: Frames) -> None:
+    """Data while the scoreboard says what the peer holds: the order of NextSeg (RFC 6675 section 4), as long as the pipe has
+    room; or, after a time-out, everything again but that."""
+    snd = c.snd
+    if snd.recovering:
+        mss = snd.mss
+        if snd.resend_first:  # section 5, step 4.3: the first goes whatever the pipe
+            snd.resend_first = False
+            _hole(c, header, board.next_lost(mss) or board.next_hole(mss), now, out)
+        while snd.recovery_room >= mss and _hole(c, header, board.next_lost(mss), now, out):
+            pass
+        if snd.unsent:
+            _data(c, header, now, out)
+        while snd.recovery_room >= mss and _hole(c, header, board.next_hole(mss), now, out):
+            pass
+        if snd.recovery_room >= mss:
+            _hole(c, header, board.rescue((snd.max - snd.una) & MASK, mss, fin=snd.fin_sent), now, out)
+        return
+    while snd.nxt != snd.max and (payload := snd.take_unsacked()) is not None:
+        _append(c, header, (snd.nxt - len(payload)) & MASK, ACK, payload, now, out)
+        _sent_up_to(c, snd.nxt, 1)
+    if snd.nxt == snd.max and snd.unsent:
+        _data(c, header, now, out)
+
+
+def _hole(c: TcpConnection, header: HeaderTemplate, hole: tuple[int, int] | None, now: float, out: Frames) -> bool:
+    """Send (offset from SND.UNA, octets) again, with the FIN if it is among them; False: there is nothing."""
+    if hole is None:
+        return False
+    snd = c.snd
+    offset, size = hole
+    payload = snd.sent_again(offset, size)
+    flags = ACK | FIN if snd.fin_sent and offset + size > snd.queued else ACK
+    _append(c, header, (snd.una + offset) & MASK, flags, payload, now, out)
+    snd.gone -= size
+    c.sent_batch = c.host.batch
+    c.host.counters.tcp_retransmits += 1
+    return True
 
 
 def _resend_first(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) -> None:
@@ -159,7 +205,7 @@ def _probe(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) ->
 
 def _pure_ack(c: TcpConnection, header: HeaderTemplate, now: float, out: Frames) -> None:
     snd, rcv = c.snd, c.rcv
-    if not (c.sack and rcv.is_reassembling):
+    if not (c.sack and rcv.has_sack_blocks):
         _append(c, header, snd.max, ACK, b"", now, out)
         return
     stamps = ((int(now * 1000) + c.ts_offset) & MASK, rcv.ts_recent) if c.timestamps else None

@@ -34,6 +34,7 @@ class Receiver:
         "ack_threshold",
         "capacity",
         "delivered",
+        "duplicate",
         "edge",
         "fin_at",
         "fin_received",
@@ -67,6 +68,8 @@ class Receiver:
         self._ranges: RangeSet | None = None
         self._pieces: dict[int, bytes] = {}
         self.last_piece = 0
+        self.duplicate: tuple[int, int] | None = None
+        """Sequence numbers (first, one past the last) that came twice, until they are reported (RFC 2883)."""
         self.fin_at: int | None = None
         """Stream offset of a FIN that came out of order."""
         self.fin_received = False
@@ -191,8 +194,12 @@ class Receiver:
         if len(self._pieces) >= max(MIN_PIECES, self.capacity // BYTES_PER_PIECE):
             return
         stop = offset + len(view)
-        for start, end in self._ranges.gaps(offset, stop):
+        gaps = self._ranges.gaps(offset, stop)
+        for start, end in gaps:
             self._pieces[start] = bytes(view[start - offset : end - offset])
+        if not gaps:
+            base = self.nxt - self.position
+            self.duplicate = ((base + offset) & MASK, (base + stop) & MASK)
         self._ranges.add(offset, stop)
         self.last_piece = offset
 
@@ -217,10 +224,17 @@ class Receiver:
         self.position += count
         self.nxt = (self.nxt + count) & MASK
 
+    @property
+    def has_sack_blocks(self) -> bool:
+        return self._ranges is not None or self.duplicate is not None
+
     def sack_blocks(self) -> tuple[tuple[int, int], ...]:
-        """Up to three SACK blocks, that with the latest arrival first (RFC 2018 section 4)."""
+        """Up to four SACK blocks: what has come twice (RFC 2883 section 4, said once), then that with the latest arrival
+        (RFC 2018 section 4)."""
+        twice = () if self.duplicate is None else (self.duplicate,)
+        self.duplicate = None
         if self._ranges is None:
-            return ()
+            return twice
         blocks = []
         latest = self._ranges.range_of(self.last_piece)
         if latest is not None:
@@ -231,4 +245,4 @@ class Receiver:
             if block != latest:
                 blocks.append(block)
         base = self.nxt - self.position
-        return tuple(((base + start) & MASK, (base + stop) & MASK) for start, stop in blocks)
+        return twice + tuple(((base + start) & MASK, (base + stop) & MASK) for start, stop in blocks)

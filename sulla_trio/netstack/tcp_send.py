@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from sulla_trio.netstack.seqnum import MASK
 from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.netstack.tcp_rtt import RttEstimator
+from sulla_trio.netstack.tcp_sack import Scoreboard
 
 Payload: TypeAlias = bytes | memoryview
 
@@ -35,12 +36,14 @@ class Sender:
         "_head",
         "_index",
         "_send_bound",
+        "board",
         "chunks",
         "cwnd",
         "dup_acks",
         "fin_acked",
         "fin_queued",
         "fin_sent",
+        "gone",
         "iss",
         "max",
         "max_wnd",
@@ -86,6 +89,9 @@ class Sender:
         self.cwnd = min(10 * mss, max(2 * mss, INITIAL_WINDOW_BYTES))
         self.ssthresh = 1 << 30
         self.dup_acks = 0
+        self.board: Scoreboard | None = None
+        self.gone = 0
+        """Octets between SND.UNA and SND.NXT that are not in the network: RFC 6675's pipe is the flight without them."""
         self.recovering = False
         self.recover = iss
         """The last octet that had been sent when recovery or a time-out began (RFC 6582)."""
@@ -134,18 +140,18 @@ class Sender:
         else:
             chunks.append(data)
 
-    def take(self) -> Payload | None:
-        """The payload of the next new segment, moving SND.NXT past it; None: nothing may be sent now.
+    def take(self, mss: int) -> Payload | None:
+        """The payload of the next segment, at most `mss` bytes, moving SND.NXT past it; None: nothing may be sent now.
 
         Full segments, or all there is (no Nagle), or half the largest window seen (RFC 9293 section 3.8.6.2.1).
         """
-        mss, unsent = self.mss, self.unsent
+        unsent = self.unsent
         size = unsent if unsent < mss else mss
         flight = (self.nxt - self.una) & MASK
         cwnd = self.cwnd
         if 0 < self.dup_acks < DUPLICATE_ACKS:
             cwnd += self.dup_acks * mss  # limited transmit, RFC 3042
-        if size > cwnd - flight or not size:
+        if size > cwnd - flight + self.gone or not size:
             return None
         usable = self.wnd - flight
         if size > usable:
@@ -184,21 +190,45 @@ class Sender:
                 self._cursor = 0
         return b"".join(parts)
 
+    def take_unsacked(self) -> Payload | None:
+        """`take` of what is sent again after a time-out: what was SACKed since then is passed over."""
+        if self.board is None:
+            return self.take(self.mss)
+        skip, clear = self.board.skip(self.flight)
+        skip = min(skip, self.unsent)
+        self.unsent -= skip
+        self.nxt = (self.nxt + skip) & MASK
+        self.gone += skip
+        while skip:
+            step = min(skip, len(self.chunks[self._index]) - self._cursor)
+            skip -= step
+            self._cursor += step
+            if self._cursor == len(self.chunks[self._index]):
+                self._index += 1
+                self._cursor = 0
+        return self.take(self.mss if clear is None else min(self.mss, clear))
+
     def first(self, limit: int) -> Payload:
         """The first unacknowledged bytes that were sent, at most `limit` (for a retransmission or a probe)."""
-        sent = min((self.max - self.una) & MASK, self.queued, limit)
-        if not sent:
-            return b""
-        chunk = self.chunks[0]
-        if len(chunk) - self._head >= sent or len(chunk) - self._head >= COALESCE:
-            return memoryview(chunk)[self._head : self._head + sent]
-        parts: list[Payload] = [memoryview(chunk)[self._head : self._head + sent]]
-        sent -= len(parts[0])
-        for chunk in list(self.chunks)[1:]:
-            parts.append(memoryview(chunk)[:sent])
-            sent -= len(parts[-1])
-            if not sent:
+        return self.sent_again(0, limit)
+
+    def sent_again(self, offset: int, limit: int) -> Payload:
+        """Bytes that were sent, `offset` bytes after SND.UNA, at most `limit`; fewer at the end."""
+        size = min(min((self.max - self.una) & MASK, self.queued) - offset, limit)
+        offset += self._head
+        parts: list[Payload] = []
+        for chunk in self.chunks:
+            if size <= 0:
                 break
+            if offset >= len(chunk):
+                offset -= len(chunk)
+                continue
+            part = memoryview(chunk)[offset : offset + size]
+            if not parts and (len(part) == size or len(part) >= COALESCE):
+                return part
+            parts.append(part)
+            size -= len(part)
+            offset = 0
         return b"".join(parts)
 
     def rewind(self) -> None:
@@ -208,6 +238,8 @@ class Sender:
         self.unsent = self.queued
         self.fin_sent = False
         self.rtt_seq = None  # Karn's algorithm, RFC 6298 section 3
+        self.board = None  # RFC 2018 section 8: after a time-out what was SACKed may be gone
+        self.gone = 0
 
     # What arrives
 
@@ -242,11 +274,15 @@ class Sender:
             self._index, self._cursor = 0, self._head
             self.unsent = self.queued
             self.fin_sent = self.fin_acked
+        if self.board is not None:
+            self.board.advance(count)
         if self.recovering:
             self._acknowledged_in_recovery(count)
         else:
             self.dup_acks = 0
             self._open_congestion_window(count)
+        if self.board is not None:
+            self._recount(self.board)
         if self.nxt == una:
             self.retransmit_at = NEVER
             self.persisting = False
@@ -280,8 +316,9 @@ class Sender:
         if (self.una - self.recover - 1) & 0x80000000 == 0:
             self.recovering = False
             self.dup_acks = 0
-            self.cwnd = max(min(self.ssthresh, max(self.flight, self.mss) + self.mss), self.mss)
-        else:
+            if self.board is None:  # with SACK it is SSTHRESH already
+                self.cwnd = max(min(self.ssthresh, max(self.flight, self.mss) + self.mss), self.mss)
+        elif self.board is None:
             self.resend_first = True
             self.rtt_seq = None
             self.cwnd = max(self.cwnd - count + (self.mss if count >= self.mss else 0), self.mss)
@@ -292,13 +329,49 @@ class Sender:
         if self.recovering:
             self.cwnd += self.mss  # RFC 5681 section 3.2, step 4
         elif self.dup_acks == DUPLICATE_ACKS and (self.una - self.recover - 1) & 0x80000000 == 0:
-            self.ssthresh = max(self.flight // 2, 2 * self.mss)
-            self.cwnd = self.ssthresh + DUPLICATE_ACKS * self.mss
-            self.recover = (self.max - 1) & MASK
-            self.recovering = self.resend_first = True
-            self.rtt_seq = None
+            self._enter_recovery()
+            self.cwnd += DUPLICATE_ACKS * self.mss
             return True
         return self.unsent > 0
+
+    def _enter_recovery(self) -> None:
+        self.ssthresh = self.cwnd = max(self.flight // 2, 2 * self.mss)
+        self.recover = (self.max - 1) & MASK
+        self.recovering = self.resend_first = True
+        self.rtt_seq = None
+
+    def sacked(self, blocks: tuple[tuple[int, int], ...], *, duplicate: bool) -> bool:
+        """SACK blocks came, in an ACK of nothing new if it is a `duplicate`; True when that begins a recovery (RFC 6675
+        section 5)."""
+        board = self.board or Scoreboard()
+        news = board.update(blocks, self.una, (self.max - self.una) & MASK, self.mss)
+        if not news:
+            return False
+        self.board = board
+        board.duplicates += duplicate
+        begins = (
+            not self.recovering
+            and (board.duplicates >= DUPLICATE_ACKS or board.is_lost)
+            and (self.una - self.recover - 1) & 0x80000000 == 0
+        )
+        if begins:
+            self._enter_recovery()
+            board.enter_recovery()
+        self._recount(board)
+        return begins
+
+    def _recount(self, board: Scoreboard) -> None:
+        """The scoreboard has changed."""
+        if board or self.recovering:
+            self.gone = board.gone(self.flight, recovering=self.recovering)
+        else:
+            self.board = None
+            self.gone = 0
+
+    @property
+    def recovery_room(self) -> int:
+        """Octets that recovery by SACK may send now: cwnd - pipe."""
+        return self.cwnd - self.flight + self.gone
 
     def timed_out(self) -> None:
         """The retransmission timer expired: RFC 6298 section 5, RFC 5681 section 3.1, RFC 6582 section 4."""
@@ -318,4 +391,6 @@ class Sender:
         self.chunks.clear()
         self.queued = self.unsent = self._head = self._index = self._cursor = 0
         self.resend_first = self.persisting = False
+        self.board = None
+        self.gone = 0
         self.retransmit_at = NEVER

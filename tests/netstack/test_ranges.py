@@ -46,6 +46,7 @@ def test_gaps_and_covers(steps: list[tuple[str, tuple[int, int]]], edges: tuple[
     gaps = ranges.gaps(start, stop)
     assert [n for a, b in gaps for n in range(a, b)] == [n for n in range(start, stop) if n not in model]
     assert ranges.covers(start, stop) == (set(range(start, stop)) <= model)
+    assert ranges.count(start, stop) == len(model & set(range(start, stop)))
     assert ranges.first_gap(start) == next(n for n in range(start, 50) if n not in model)
     found = ranges.range_of(start)
     assert (found is not None) == (start in model)

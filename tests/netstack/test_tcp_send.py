@@ -51,7 +51,7 @@ def test_payloads_are_slices_of_what_was_given() -> None:
     snd.wnd = 1 << 20
     data = bytes(5000)
     snd.enqueue(data)
-    payload = snd.take()
+    payload = snd.take(1000)
     assert isinstance(payload, memoryview)
     assert payload.obj is data
 
@@ -97,7 +97,7 @@ def test_every_segment_is_the_bytes_at_its_place(writes: list[int], steps: list[
         acked, sent = (snd.una - base) & 0xFFFFFFFF, (snd.max - base) & 0xFFFFFFFF
         if verb == "take":
             at = (snd.nxt - base) & 0xFFFFFFFF
-            payload = snd.take()
+            payload = snd.take(1000)
             if payload is not None:
                 assert payload == stream[at : at + len(payload)]
                 assert 0 < len(payload) <= 1000
@@ -245,6 +245,33 @@ def test_the_round_trip_of_what_was_sent_twice_is_not_timed() -> None:
     peer.expect(ACK)
     peer.send()
     assert peer.connection.snd.rtt.srtt == before
+    assert peer.connection.snd.rtt.rto == 0.4
+
+
+def test_with_timestamps_it_is_timed_all_the_same() -> None:
+    """RFC 7323 section 4.1: the echo tells which transmission was answered, so the back-off ends with the first answer."""
+    peer = established(emit_options(timestamps=(1000, 0)))
+    peer.connection.send(b"data", peer.now)
+    peer.expect(ACK)
+    peer.wait(1.5)
+    peer.expect(ACK)
+    peer.expect(ACK)
+    last = peer.expect(ACK)
+    assert peer.connection.snd.rtt.rto == 1.6
+    assert last.ts_value is not None
+    peer.timestamps = (1001, last.ts_value)
+    peer.send()
+    assert peer.connection.snd.rtt.rto < 0.4
+
+
+def test_an_echo_of_another_clock_is_no_sample() -> None:
+    peer = established(emit_options(timestamps=(1000, 0)))
+    peer.connection.send(b"data", peer.now)
+    peer.wait(0.3)
+    peer.sent.clear()
+    peer.ack = 5
+    peer.timestamps = (1001, 12345)
+    peer.send()
     assert peer.connection.snd.rtt.rto == 0.4
 
 
