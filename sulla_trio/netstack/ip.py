@@ -43,7 +43,7 @@ class RandomSource(Protocol):
 class IpLayer:
     """Receives Ethernet frames and sends datagrams; what its user must know is queued in `_events`.
 
-    A subclass takes TCP in `_receive_tcp`.
+    A subclass takes TCP in `_receive_tcp` and what routers say about it in `_receive_unreachable`.
     """
 
     def __init__(self, network: NetworkConfig, random: RandomSource, counters: Counters) -> None:
@@ -241,6 +241,9 @@ class IpLayer:
         counters = self.counters
         counters.icmp_received += 1
         message = icmp.parse(frame, start, end)
+        if message.type == icmp.UNREACHABLE:
+            self._receive_unreachable(message.code, message.rest & 0xFFFF, frame[message.payload_offset : end], port)
+            return
         if message.type != icmp.ECHO_REQUEST or message.code:
             counters.drop("icmp_type")
             return
@@ -334,6 +337,9 @@ class IpLayer:
     # TCP
 
     def _receive_tcp(self, frame: memoryview, header: ipv4.Ipv4, start: int, end: int, port: int, now: float) -> None:
+        raise NotImplementedError
+
+    def _receive_unreachable(self, code: int, mtu: int, quoted: memoryview, port: int) -> None:
         raise NotImplementedError
 
     def _is_guest_source(self, address: bytes) -> bool:

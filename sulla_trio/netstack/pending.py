@@ -1,16 +1,25 @@
-"""SYNs that nobody has answered yet, bounded: in all, per guest and per destination (DESIGN law 6)."""
+"""SYNs that nobody has answered yet, bounded: in all, per guest and per destination (DESIGN law 6); and connections whose
+handshake the guest does not complete."""
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from collections import deque
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.events import ConnectionRequest
+from sulla_trio.netstack.tcp_state import State
+
+if TYPE_CHECKING:
+    from sulla_trio.netstack.tcp import TcpConnection
 
 _Key = TypeVar("_Key")
 
 MAX_PENDING: Final = 1024
 MAX_PER_GUEST: Final = 256
 MAX_PER_DESTINATION: Final = 64
+MAX_HALF_OPEN: Final = 1024
+"""Connections whose SYN-ACK nobody has acknowledged: as many as may be dialled at once."""
 
 
 class PendingRequests:
@@ -56,6 +65,27 @@ class PendingRequests:
     def of_port(self, port: int) -> list[bytes]:
         """Keys of the requests that came in by `port`."""
         return [key for key, request in self._requests.items() if request.port == port]
+
+
+class HalfOpenConnections:
+    """Connections in SYN-RECEIVED. When there are too many the oldest go (RFC 4987 section 3.4): whoever means it completes
+    the handshake in one round trip."""
+
+    __slots__ = ("_accepted", "_counters")
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._accepted: deque[TcpConnection] = deque()
+        """Oldest first; those that are no longer half-open are found out when it is full."""
+
+    def add(self, connection: TcpConnection, now: float) -> None:
+        """`connection` has just been accepted."""
+        if len(self._accepted) >= MAX_HALF_OPEN:
+            self._accepted = deque(each for each in self._accepted if each.state is State.SYN_RECEIVED)
+            while len(self._accepted) > MAX_HALF_OPEN * 3 // 4:  # a quarter at once, so that looking is rare
+                self._counters.drop("syn_half_open_full")
+                self._accepted.popleft().fail("timeout", now)
+        self._accepted.append(connection)
 
 
 def _less(counts: dict[_Key, int], key: _Key) -> None:

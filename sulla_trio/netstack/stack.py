@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from sulla_trio.config import NetworkConfig
 from sulla_trio.errors import BadPacket, LocalError
-from sulla_trio.netstack import events
+from sulla_trio.netstack import events, tcp_arrival
+from sulla_trio.netstack.admission import AdmissionLayer
 from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.credit import CreditBudget
 from sulla_trio.netstack.held import HeldPorts
-from sulla_trio.netstack.ip import BROADCAST_PORT, Frame, IpLayer, RandomSource
+from sulla_trio.netstack.ip import BROADCAST_PORT, Frame, RandomSource
 from sulla_trio.netstack.neighbor import Neighbor
-from sulla_trio.netstack.pending import PendingRequests
+from sulla_trio.netstack.path_mtu import PathMtus, next_mtu, quoted_segment
 from sulla_trio.netstack.statistics import statistics
 from sulla_trio.netstack.tcp import TcpConnection
 from sulla_trio.netstack.tcp_options import TcpOptions
@@ -45,7 +46,7 @@ _unpack_frame: Final = struct.Struct("!12xHBxH2xHBB2x12s").unpack_from
 _FRAGMENT: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
 
-class Stack(IpLayer):
+class Stack(AdmissionLayer):
     """The gateway's TCP/IP. `now` is in seconds of any clock that never goes back.
 
     It is the `TcpHost` of its connections: they mark themselves dirty and arm timers here, so the work of a batch is
@@ -65,18 +66,13 @@ class Stack(IpLayer):
         self.credit = CreditBudget(self.options.budget)
         self.connections: dict[bytes, TcpConnection] = {}
         self._secret = random.getrandbits(128).to_bytes(16, "big")
-        self._pending = PendingRequests()
         self._dirty: list[TcpConnection] = []
         self._held = HeldPorts()
+        self._paths = PathMtus()
         self.batch = 0
         self._timers: list[tuple[float, int, TcpConnection]] = []
         self._timer_count = 0
         self._time_wait: OrderedDict[bytes, TcpConnection] = OrderedDict()
-
-    @property
-    def pending(self) -> int:
-        """Connection requests that nobody has answered yet."""
-        return len(self._pending)
 
     # The verbs
 
@@ -243,63 +239,26 @@ class Stack(IpLayer):
                 return
         self._receive_unknown(key, segment, frame, header, start, port, now)
 
-    def _receive_unknown(
-        self, key: bytes, segment: tcp.Segment, frame: memoryview, header: ipv4.Ipv4, start: int, port: int, now: float
-    ) -> None:
-        """A segment of no connection: a SYN asks for one, all else but a RST is reset (RFC 9293 section 3.10.7.1 and .2)."""
-        pending = self._pending.get(key)
-        flags = segment.flags
-        if flags & tcp.RST:
-            self.counters.tcp_resets_received += 1
-            if pending is not None:
-                self._cancel(key)
+    def _receive_unreachable(self, code: int, mtu: int, quoted: memoryview, port: int) -> None:
+        """An ICMP error about a segment of ours. It is believed only of what is in flight, from where the connection is
+        (RFC 5927 section 4.1); about anything else it is counted."""
+        about = quoted_segment(quoted)
+        connection = None if about is None else self.connections.get(about.key)
+        if about is None or connection is None or connection.port != port or not connection.snd.in_flight(about.seq):
+            self.counters.drop("icmp_unreachable")
             return
-        if header.destination[0] >= 224 or frame[0] & 1:  # RFC 1122 section 4.2.3.10
-            self.counters.drop("tcp_group")
+        if code != icmp.UNREACHABLE_FRAG_NEEDED:
+            tcp_arrival.unreachable(connection, code)
             return
-        if not flags & tcp.SYN or flags & tcp.ACK:
-            self._reset(header, segment, frame, port)
+        lower = next_mtu(mtu, about.length)
+        if lower is None:
+            self.counters.drop("icmp_unreachable")
             return
-        if pending is not None:
-            if pending.segment.seq == segment.seq:
-                return  # the guest's retransmission: the answer is on its way
-            self._cancel(key)
-        request = events.ConnectionRequest(
-            key,
-            header.source,
-            segment.source_port,
-            header.destination,
-            segment.destination_port,
-            bytes(frame[6:12]),
-            port,
-            segment,
-            bytes(frame[14 : start + icmp.QUOTED_PAYLOAD]),
-            now,
-        )
-        refused = self._pending.add(request)
-        if refused is not None:
-            self.counters.drop(refused)
-            return
-        self._neighbors.learn(header.source, request.mac, port)
-        self._events.append(request)
+        self._paths.lower(about.remote_ip, lower, self._now)
+        tcp_arrival.path_narrowed(connection, lower - 40)
 
-    def _cancel(self, key: bytes) -> None:
-        self._pending.pop(key)
-        self._events.append(events.RequestCancelled(key))
-
-    def _reset(self, header: ipv4.Ipv4, segment: tcp.Segment, frame: memoryview, port: int) -> None:
-        """RFC 9293 section 3.10.7.1: the RST's numbers make it acceptable to whoever sent `segment`."""
-        length = segment.payload_end - segment.payload_offset
-        length += bool(segment.flags & tcp.SYN) + bool(segment.flags & tcp.FIN)
-        if segment.flags & tcp.ACK:
-            seq, ack, flags = segment.ack, 0, tcp.RST
-        else:
-            seq, ack, flags = 0, (segment.seq + length) & 0xFFFFFFFF, tcp.RST | tcp.ACK
-        self.counters.tcp_resets_sent += 1
-        reset = tcp.emit(
-            header.destination, segment.destination_port, header.source, segment.source_port, seq, ack, flags, 0
-        )
-        self._send_ipv4(header.destination, header.source, inet.IPPROTO_TCP, reset, bytes(frame[6:12]), port)
+    def path_mss(self, remote_ip: bytes) -> int:
+        return self._paths.get(remote_ip, self.network.mtu, self._now) - 40
 
     def accept(self, request: events.ConnectionRequest, now: float) -> TcpConnection:
         """Answer `request` with a SYN-ACK. The connection is in SYN-RECEIVED; `Connected` follows.
@@ -320,33 +279,8 @@ class Stack(IpLayer):
             now=now,
         )
         self.connections[request.key] = connection
+        self._half_open.add(connection, now)
         return connection
-
-    def reject(self, request: events.ConnectionRequest, now: float) -> None:
-        """Answer `request` with a RST. LocalError as `accept`."""
-        self._take(request)
-        ack = (request.segment.seq + 1) & 0xFFFFFFFF
-        self.counters.tcp_resets_sent += 1
-        reset = tcp.emit(
-            request.local_ip, request.local_port, request.remote_ip, request.remote_port, 0, ack, tcp.RST | tcp.ACK, 0
-        )
-        self._send_ipv4(request.local_ip, request.remote_ip, inet.IPPROTO_TCP, reset, request.mac, request.port)
-
-    def unreachable(self, request: events.ConnectionRequest, code: int, now: float) -> None:
-        """Answer `request` with an ICMP unreachable (`code`) quoting it, and a RST behind it. LocalError as `accept`."""
-        self.send_icmp_error(
-            icmp.UNREACHABLE, code, 0, request.header, request.remote_ip, request.mac, request.port, now
-        )
-        self.reject(request, now)
-
-    def drop(self, request: events.ConnectionRequest) -> None:
-        """Answer nothing; a retransmitted SYN is a new request. Harmless when it is no longer pending."""
-        self._pending.pop(request.key)
-
-    def _take(self, request: events.ConnectionRequest) -> None:
-        if self._pending.get(request.key) is not request:
-            raise LocalError("the connection request is no longer pending")
-        self._pending.pop(request.key)
 
     def connect(
         self,

@@ -17,8 +17,7 @@ from sulla_trio.netstack.events import Readable, SinkClosed, Writable
 from sulla_trio.netstack.seqnum import MASK, gt
 from sulla_trio.netstack.tcp_block import TransmissionControlBlock
 from sulla_trio.netstack.tcp_host import CLOSED, Sink, TcpHost
-from sulla_trio.netstack.tcp_options import TcpOptions
-from sulla_trio.netstack.tcp_send import NEVER
+from sulla_trio.netstack.tcp_options import NEVER, TcpOptions
 from sulla_trio.netstack.tcp_state import State, Trigger
 from sulla_trio.wire.tcp import ACK, SYN, Segment
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sulla_trio.netstack import tcp_lifecycle, tcp_timers
+from sulla_trio.netstack import tcp_lifecycle, tcp_recovery, tcp_timers
 from sulla_trio.netstack.seqnum import MASK, diff
-from sulla_trio.netstack.tcp_state import State, Trigger
+from sulla_trio.netstack.tcp_state import SYNCHRONIZED, State, Trigger
 from sulla_trio.wire.tcp import ACK, FIN, RST, SYN, Segment
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ PAWS_IDLE: Final = 24 * 86_400.0
 """Seconds after which TS.Recent is no longer trusted (RFC 7323 section 5.5)."""
 MAX_RTT: Final = 600_000
 """Milliseconds; an echo that says more is of another clock."""
+_NOBODY_THERE: Final = frozenset((2, 3, 9, 10, 13))
+"""ICMP unreachable: protocol, port, and three ways to say administratively prohibited."""
 _RECEIVING: Final = frozenset({State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2})
 
 
@@ -36,7 +38,7 @@ def segment_arrives(c: TcpConnection, segment: Segment, view: memoryview, now: f
         if stripped is None:
             return
         segment = stripped
-    if not (check_timestamps(c, segment, now) and check_sequence(c, segment)):
+    if not (check_timestamps(c, segment, now) and check_sequence(c, segment, now)):
         return
     if not (check_reset(c, segment, now) and check_syn(c, segment, now) and check_ack(c, segment, now)):
         return
@@ -82,6 +84,23 @@ def repeated_syn(c: TcpConnection, segment: Segment) -> Segment | None:
     return None
 
 
+def unreachable(c: TcpConnection, code: int) -> None:
+    """An ICMP unreachable about a segment in flight. It ends an attempt to connect when nobody will ever answer; anything
+    else is a passing trouble that retransmission is there for (RFC 1122 section 4.2.3.9, RFC 5461 section 4.1)."""
+    if c.state is State.SYN_SENT and code in _NOBODY_THERE:
+        tcp_lifecycle.end(c, Trigger.ABORT, "refused")
+    else:
+        c.host.counters.drop("icmp_unreachable")
+
+
+def path_narrowed(c: TcpConnection, mss: int) -> None:
+    """A router on the way takes segments of `mss` bytes, options included, and no longer ones."""
+    mss -= tcp_lifecycle.TIMESTAMPS_LENGTH if c.timestamps else 0
+    if mss < c.snd.mss and c.state in SYNCHRONIZED:
+        tcp_recovery.lower_mss(c.snd, mss)
+        c.touch()
+
+
 def check_timestamps(c: TcpConnection, segment: Segment, now: float) -> bool:
     """PAWS: RFC 7323 section 5.3, R1."""
     if not c.timestamps or segment.flags & RST:
@@ -92,12 +111,20 @@ def check_timestamps(c: TcpConnection, segment: Segment, now: float) -> bool:
         return False
     if (value - rcv.ts_recent) & _HALF and now - rcv.ts_recent_at < PAWS_IDLE:
         c.host.counters.drop("tcp_paws")
-        c.ack_at_once()
+        answer_unacceptable(c, segment, now)
         return False
     return True
 
 
-def check_sequence(c: TcpConnection, segment: Segment) -> bool:
+def answer_unacceptable(c: TcpConnection, segment: Segment, now: float) -> None:
+    """An ACK, at a limited rate when the segment was empty: two ends that disagree would else answer each other for ever."""
+    if segment.payload_offset == segment.payload_end and not segment.flags & (SYN | FIN):
+        c.challenge(now)
+    else:
+        c.ack_at_once()
+
+
+def check_sequence(c: TcpConnection, segment: Segment, now: float) -> bool:
     """First, sequence number. A segment that begins at the right edge and carries nothing for us is let through for
     its ACK: a peer that has filled the window sends such."""
     rcv = c.rcv
@@ -112,7 +139,7 @@ def check_sequence(c: TcpConnection, segment: Segment) -> bool:
         else:
             if length and -length <= start < 0 and segment.payload_end > segment.payload_offset:
                 _came_twice(c, segment)
-            c.ack_at_once()
+            answer_unacceptable(c, segment, now)
             if c.state is State.TIME_WAIT and flags & FIN:
                 tcp_timers.start_life_timer(c, c.last_heard)
         return False
@@ -183,7 +210,7 @@ def _update_send_state(c: TcpConnection, segment: Segment, ahead: int, now: floa
                 snd.rtt.sample(elapsed / 1000)
         c.acknowledged(ahead, now)
     if c.sack:
-        if segment.sack_blocks and snd.sacked(segment.sack_blocks, duplicate=not ahead):
+        if segment.sack_blocks and tcp_recovery.sacked(snd, segment.sack_blocks, duplicate=not ahead):
             c.host.counters.tcp_fast_retransmits += 1
         if snd.recovering or snd.unsent:
             c.touch()
@@ -194,7 +221,7 @@ def _update_send_state(c: TcpConnection, segment: Segment, ahead: int, now: floa
         and not segment.flags & FIN
         and wnd == snd.wnd
         and not snd.persisting
-        and snd.duplicate_ack()
+        and tcp_recovery.duplicate_ack(snd)
     ):
         if snd.resend_first:
             c.host.counters.tcp_fast_retransmits += 1

@@ -7,8 +7,9 @@ from typing import Any
 from sulla_trio.netstack.seqnum import MASK
 from sulla_trio.netstack.tcp_header import HeaderTemplate
 from sulla_trio.netstack.tcp_host import Sink, TcpHost
+from sulla_trio.netstack.tcp_options import NEVER
 from sulla_trio.netstack.tcp_recv import Receiver
-from sulla_trio.netstack.tcp_send import NEVER, Sender
+from sulla_trio.netstack.tcp_send import Sender
 from sulla_trio.netstack.tcp_state import State
 
 
@@ -82,7 +83,7 @@ class TransmissionControlBlock:
         self.owner: Any = None
         self.error: str | None = None
         self.bytes_in = self.bytes_out = 0
-        self.snd = Sender(host.options, isn, mss)
+        self.snd = Sender(host.options, isn, min(mss, host.path_mss(remote[0])))
         self.rcv = Receiver(host.options, host.credit, mss)
         self.header: HeaderTemplate | None = None
         self.timestamps = self.sack = True

@@ -53,6 +53,9 @@ class TcpHost(Protocol):
     def forget(self, connection: TcpConnection) -> None:
         """The connection is CLOSED: remove it from the table. Its last frames (a RST) are still due if it is dirty."""
 
+    def path_mss(self, remote_ip: bytes) -> int:
+        """Bytes (options included) of a segment that reach `remote_ip`, as far as is known."""
+
     def is_queued(self, connection: TcpConnection) -> bool:
         """Whether what `connection` sent last, in batch `connection.sent_batch`, still waits in this machine for its
         link to take it. To send it again would help nobody."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sulla_trio.netstack import tcp_timers
 from sulla_trio.netstack.events import Closed, Connected, PeerClosed
-from sulla_trio.netstack.tcp_send import NEVER
+from sulla_trio.netstack.tcp_options import NEVER
 from sulla_trio.netstack.tcp_state import State, Trigger, next_state
 from sulla_trio.wire.tcp import ACK, Segment
 
@@ -47,7 +47,7 @@ def synchronize(c: TcpConnection, segment: Segment, now: float) -> None:
     c.timestamps = segment.ts_value is not None
     if segment.ts_value is not None:
         rcv.ts_recent, rcv.ts_recent_at = segment.ts_value, now
-    snd.mss = min(max(DEFAULT_MSS if segment.mss is None else segment.mss, MIN_MSS), rcv.mss)
+    snd.mss = min(max(DEFAULT_MSS if segment.mss is None else segment.mss, MIN_MSS), snd.mss)
     if c.timestamps:
         snd.mss -= TIMESTAMPS_LENGTH  # RFC 6691: the MSS does not count options
 

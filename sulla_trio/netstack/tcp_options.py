@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+NEVER: Final = float("inf")
+"""A deadline that does not come."""
 
 
 @dataclass(frozen=True, slots=True)

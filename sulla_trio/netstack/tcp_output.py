@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from sulla_trio.netstack.seqnum import MASK
 from sulla_trio.netstack.tcp_header import HeaderTemplate
+from sulla_trio.netstack.tcp_options import NEVER
+from sulla_trio.netstack.tcp_recovery import recovery_room
 from sulla_trio.netstack.tcp_recv import WINDOW_SHIFT
 from sulla_trio.netstack.tcp_sack import Scoreboard
-from sulla_trio.netstack.tcp_send import NEVER, Payload
+from sulla_trio.netstack.tcp_send import Payload
 from sulla_trio.netstack.tcp_state import State
 from sulla_trio.wire.tcp import ACK, FIN, PSH, RST, SYN, emit_options
 
@@ -55,6 +57,10 @@ def due_frames(c: TcpConnection, now: float, out: Frames) -> None:
         _probe(c, header, now, out)
     if sack_due or (rcv.ack_now and len(out) == before):
         _pure_ack(c, header, now, out)
+        if rcv.out_of_order > 1 and not c.sack:  # RFC 5681 section 4.2: the peer counts them, up to three
+            for _ in range(min(rcv.out_of_order, 3) - 1):
+                _pure_ack(c, header, now, out)
+    rcv.out_of_order = 0
     sent = len(out) - before
     if sent:
         c.host.counters.tcp_segments_sent += sent
@@ -140,13 +146,13 @@ def _data_by_scoreboard(c: TcpConnection, header: HeaderTemplate, board: Scorebo
         if snd.resend_first:  # section 5, step 4.3: the first goes whatever the pipe
             snd.resend_first = False
             _hole(c, header, board.next_lost(mss) or board.next_hole(mss), now, out)
-        while snd.recovery_room >= mss and _hole(c, header, board.next_lost(mss), now, out):
+        while recovery_room(snd) >= mss and _hole(c, header, board.next_lost(mss), now, out):
             pass
         if snd.unsent:
             _data(c, header, now, out)
-        while snd.recovery_room >= mss and _hole(c, header, board.next_hole(mss), now, out):
+        while recovery_room(snd) >= mss and _hole(c, header, board.next_hole(mss), now, out):
             pass
-        if snd.recovery_room >= mss:
+        if recovery_room(snd) >= mss:
             _hole(c, header, board.rescue((snd.max - snd.una) & MASK, mss, fin=snd.fin_sent), now, out)
         return
     while snd.nxt != snd.max and (payload := snd.take_unsacked()) is not None:

@@ -43,6 +43,7 @@ class Receiver:
         "last_piece",
         "mss",
         "nxt",
+        "out_of_order",
         "position",
         "queue",
         "queued",
@@ -68,6 +69,8 @@ class Receiver:
         self._ranges: RangeSet | None = None
         self._pieces: dict[int, bytes] = {}
         self.last_piece = 0
+        self.out_of_order = 0
+        """Segments stored since the last ACK went out."""
         self.duplicate: tuple[int, int] | None = None
         """Sequence numbers (first, one past the last) that came twice, until they are reported (RFC 2883)."""
         self.fin_at: int | None = None
@@ -202,6 +205,7 @@ class Receiver:
             self.duplicate = ((base + offset) & MASK, (base + stop) & MASK)
         self._ranges.add(offset, stop)
         self.last_piece = offset
+        self.out_of_order += 1
 
     def missing(self, offset: int, stop: int) -> int:
         """How many bytes of [offset, stop), which begins at RCV.NXT, come before the first stored one."""

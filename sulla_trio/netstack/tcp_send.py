@@ -1,4 +1,4 @@
-"""The sending half of a connection: SND.*, the queued chunks, and congestion control (RFC 5681, RFC 6582).
+"""The sending half of a connection: SND.*, the queued chunks, and the congestion window (RFC 5681).
 
 Bytes given to `enqueue` are kept by reference until acknowledged; segments, first or again, are slices of them.
 """
@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, TypeAlias
 
+from sulla_trio.netstack import tcp_recovery
 from sulla_trio.netstack.seqnum import MASK
-from sulla_trio.netstack.tcp_options import TcpOptions
+from sulla_trio.netstack.tcp_options import NEVER, TcpOptions
+from sulla_trio.netstack.tcp_recovery import DUPLICATE_ACKS
 from sulla_trio.netstack.tcp_rtt import RttEstimator
 from sulla_trio.netstack.tcp_sack import Scoreboard
 
 Payload: TypeAlias = bytes | memoryview
 
-NEVER: Final = float("inf")
 COALESCE: Final = 4096
 """Small writes are joined (a copy) up to this size, so that neither chunks nor segments are tiny."""
 INITIAL_WINDOW_BYTES: Final = 14_600
 """RFC 6928 section 2."""
-DUPLICATE_ACKS: Final = 3
-"""RFC 5681 section 3.2."""
 
 
 class Sender:
@@ -119,6 +118,10 @@ class Sender:
     def flight(self) -> int:
         """Octets between SND.UNA and SND.NXT."""
         return (self.nxt - self.una) & MASK
+
+    def in_flight(self, seq: int) -> bool:
+        """Whether the octet `seq` was sent and is not acknowledged."""
+        return (seq - self.una) & MASK < (self.max - self.una) & MASK
 
     # The queue
 
@@ -277,12 +280,12 @@ class Sender:
         if self.board is not None:
             self.board.advance(count)
         if self.recovering:
-            self._acknowledged_in_recovery(count)
+            tcp_recovery.acknowledged(self, count)
         else:
             self.dup_acks = 0
             self._open_congestion_window(count)
         if self.board is not None:
-            self._recount(self.board)
+            tcp_recovery.recount(self, self.board)
         if self.nxt == una:
             self.retransmit_at = NEVER
             self.persisting = False
@@ -310,81 +313,6 @@ class Sender:
         else:
             cwnd += max(1, self.mss * min(count, cwnd) // cwnd)
         self.cwnd = min(cwnd, 2 * self._send_bound + self.mss)
-
-    def _acknowledged_in_recovery(self, count: int) -> None:
-        """RFC 6582 section 3.2: a full acknowledgment ends recovery, a partial one shows the next hole."""
-        if (self.una - self.recover - 1) & 0x80000000 == 0:
-            self.recovering = False
-            self.dup_acks = 0
-            if self.board is None:  # with SACK it is SSTHRESH already
-                self.cwnd = max(min(self.ssthresh, max(self.flight, self.mss) + self.mss), self.mss)
-        elif self.board is None:
-            self.resend_first = True
-            self.rtt_seq = None
-            self.cwnd = max(self.cwnd - count + (self.mss if count >= self.mss else 0), self.mss)
-
-    def duplicate_ack(self) -> bool:
-        """One more duplicate ACK while something is in flight; True when the connection has something to send now."""
-        self.dup_acks += 1
-        if self.recovering:
-            self.cwnd += self.mss  # RFC 5681 section 3.2, step 4
-        elif self.dup_acks == DUPLICATE_ACKS and (self.una - self.recover - 1) & 0x80000000 == 0:
-            self._enter_recovery()
-            self.cwnd += DUPLICATE_ACKS * self.mss
-            return True
-        return self.unsent > 0
-
-    def _enter_recovery(self) -> None:
-        self.ssthresh = self.cwnd = max(self.flight // 2, 2 * self.mss)
-        self.recover = (self.max - 1) & MASK
-        self.recovering = self.resend_first = True
-        self.rtt_seq = None
-
-    def sacked(self, blocks: tuple[tuple[int, int], ...], *, duplicate: bool) -> bool:
-        """SACK blocks came, in an ACK of nothing new if it is a `duplicate`; True when that begins a recovery (RFC 6675
-        section 5)."""
-        board = self.board or Scoreboard()
-        news = board.update(blocks, self.una, (self.max - self.una) & MASK, self.mss)
-        if not news:
-            return False
-        self.board = board
-        board.duplicates += duplicate
-        begins = (
-            not self.recovering
-            and (board.duplicates >= DUPLICATE_ACKS or board.is_lost)
-            and (self.una - self.recover - 1) & 0x80000000 == 0
-        )
-        if begins:
-            self._enter_recovery()
-            board.enter_recovery()
-        self._recount(board)
-        return begins
-
-    def _recount(self, board: Scoreboard) -> None:
-        """The scoreboard has changed."""
-        if board or self.recovering:
-            self.gone = board.gone(self.flight, recovering=self.recovering)
-        else:
-            self.board = None
-            self.gone = 0
-
-    @property
-    def recovery_room(self) -> int:
-        """Octets that recovery by SACK may send now: cwnd - pipe."""
-        return self.cwnd - self.flight + self.gone
-
-    def timed_out(self) -> None:
-        """The retransmission timer expired: RFC 6298 section 5, RFC 5681 section 3.1, RFC 6582 section 4."""
-        if not self.retransmits:
-            self.ssthresh = max(self.flight // 2, 2 * self.mss)
-        self.retransmits += 1
-        self.rtt.back_off()
-        self.cwnd = self.mss
-        self.dup_acks = 0
-        self.recovering = self.resend_first = False
-        self.recover = (self.max - 1) & MASK
-        self.retransmit_at = NEVER  # started again by what is sent
-        self.rewind()
 
     def discard(self) -> None:
         """Forget what is queued; the connection is over."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sulla_trio.netstack import tcp_lifecycle
-from sulla_trio.netstack.tcp_send import NEVER
+from sulla_trio.netstack import tcp_lifecycle, tcp_recovery
+from sulla_trio.netstack.tcp_options import NEVER
 from sulla_trio.netstack.tcp_state import State, Trigger
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _retransmission_timed_out(c: TcpConnection) -> None:
     if c.snd.retransmits >= host.options.max_retransmits:
         tcp_lifecycle.end(c, Trigger.USER_TIMEOUT, "timeout", reset=True)
         return
-    c.snd.timed_out()
+    tcp_recovery.timed_out(c.snd)
     c.touch()
 
 

@@ -7,21 +7,20 @@ from typing import Any
 
 import pytest
 
-from sulla_trio.config import BROADCAST_MAC, network_config
+from sulla_trio.config import network_config
 from sulla_trio.errors import LocalError
 from sulla_trio.netstack import stack as stack_module
 from sulla_trio.netstack.events import (
     Closed,
     ConnectionRequest,
     PeerClosed,
-    RequestCancelled,
 )
 from sulla_trio.netstack.stack import BROADCAST_PORT, Stack
 from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.netstack.tcp_state import State
-from sulla_trio.wire import arp, icmp, inet, ipv4
+from sulla_trio.wire import arp, inet, ipv4
 from sulla_trio.wire.tcp import ACK, FIN, PSH, RST, SYN
-from tests.support.stack_guest import MASK, REMOTE, OpenGuest, StackGuest, icmp_of, ip_of, tcp_of
+from tests.support.stack_guest import MASK, REMOTE, OpenGuest, StackGuest, ip_of, tcp_of
 
 
 def fixed(frame: bytes, at: int, value: bytes) -> bytes:
@@ -139,87 +138,7 @@ def test_a_fragmented_segment_finds_its_connection() -> None:
     assert guest.received() == b"x" * 1000
 
 
-# Segments of no connection
-
-
-@pytest.mark.parametrize(
-    ("flags", "payload", "expected"),
-    [
-        (ACK, b"", (RST, 777, 0)),
-        (ACK | PSH, b"data", (RST, 777, 0)),
-        (SYN | ACK, b"", (RST, 777, 0)),
-        (0, b"data", (RST | ACK, 0, 104)),
-        (FIN, b"data", (RST | ACK, 0, 105)),
-    ],
-)
-def test_it_is_reset_so_that_its_sender_believes_it(flags: int, payload: bytes, expected: tuple[int, int, int]) -> None:
-    guest = StackGuest()
-    (frame,) = guest.send(guest.tcp(flags, payload, ack=777 if flags & ACK else 0))
-    header, reset = ip_of(frame), tcp_of(frame)
-    assert (reset.flags, reset.seq, reset.ack) == expected
-    assert (header.source, header.destination) == (REMOTE, guest.ip)
-    assert (reset.source_port, reset.destination_port) == (80, 4000)
-    assert frame[:6] == guest.mac
-
-
-def test_groups_have_no_tcp() -> None:
-    guest = StackGuest()
-    directed = bytes((192, 168, 127, 255))
-    assert guest.send(guest.tcp(SYN, destination=bytes((224, 0, 0, 1)))) == []
-    assert guest.send(guest.tcp(ACK, destination=b"\xff" * 4)) == []
-    assert guest.send(BROADCAST_MAC + guest.tcp(SYN, destination=directed)[6:]) == []
-    assert guest.events() == []
-    assert guest.drops == {"tcp_group": 3}
-
-
-# Requests
-
-
-def test_another_syn_in_place_of_one_that_waits() -> None:
-    guest = StackGuest()
-    guest.send(guest.tcp(SYN, seq=100))
-    guest.send(guest.tcp(SYN, seq=100))
-    (old,) = guest.events()
-    guest.send(guest.tcp(SYN, seq=900))
-    cancelled, new = guest.events()
-    assert cancelled == RequestCancelled(old.key)
-    assert new.segment.seq == 900
-    with pytest.raises(LocalError):
-        guest.stack.accept(old, guest.now)
-    guest.stack.accept(new, guest.now)
-    assert [tcp_of(frame).ack for frame in guest.frames()] == [901]
-
-
-def test_a_dropped_request_may_come_again() -> None:
-    guest = StackGuest()
-    guest.send(guest.tcp(SYN))
-    (request,) = guest.events()
-    guest.stack.drop(request)
-    guest.stack.drop(request)
-    assert guest.send(guest.tcp(SYN)) == []
-    assert len(guest.events()) == 1
-
-
-def test_unreachable_quotes_the_syn() -> None:
-    guest = StackGuest()
-    syn = guest.tcp(SYN)
-    guest.send(syn)
-    (request,) = guest.events()
-    guest.stack.unreachable(request, icmp.UNREACHABLE_HOST, guest.now)
-    first, second = guest.frames()
-    message, quoted = icmp_of(first)
-    assert (message.type, message.code, quoted) == (icmp.UNREACHABLE, icmp.UNREACHABLE_HOST, syn[14:42])
-    assert tcp_of(second).flags == RST | ACK
-
-
-def test_answers_go_where_the_syn_came_from() -> None:
-    guest = StackGuest()
-    guest.mac, guest.port = b"\x02\0\0\0\0\x77", 12
-    guest.send(guest.tcp(SYN, source=bytes((192, 168, 143, 2))))
-    (request,) = guest.events()
-    guest.stack.accept(request, guest.now)
-    ((port, frame, _),) = guest.stack.frames_to_send(guest.now)
-    assert (port, frame[:6]) == (12, guest.mac)
+# A SYN of a connection
 
 
 def test_a_syn_in_a_connection_asks_for_nothing() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sulla_trio.netstack.events import Closed, PeerClosed, Readable
+from sulla_trio.netstack.tcp_arrival import PAWS_IDLE
+from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.netstack.tcp_state import State
 from sulla_trio.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, emit_options
 from tests.support.peer import CollectingSink, established, fin_wait_2
@@ -61,6 +63,47 @@ def test_a_segment_without_the_agreed_timestamps_is_dropped() -> None:
     peer.send(ACK, b"bare")
     assert peer.connection.bytes_in == 0
     assert peer.stack.counters.drops == {"tcp_no_timestamp": 1}
+
+
+def test_a_reset_needs_no_timestamp() -> None:
+    """RFC 7323 section 5.2: RST segments are not subject to PAWS."""
+    peer = established(emit_options(timestamps=(1000, 0)))
+    peer.timestamps = None
+    peer.send(RST)
+    assert peer.event(Closed).reason == "reset"
+
+
+def test_after_24_days_an_old_timestamp_is_believed() -> None:
+    """RFC 7323 section 5.5."""
+    peer = established(emit_options(timestamps=(1000, 0)), options=TcpOptions(keepalive_idle=1e9))
+    peer.timestamps = (995, 0)
+    peer.send(ACK, b"wrapped")
+    assert peer.connection.bytes_in == 0
+    peer.wait(PAWS_IDLE)
+    peer.send(ACK, b"wrapped", seq=1)
+    assert peer.connection.receive(100, peer.now) == b"wrapped"
+
+
+def test_what_is_remembered_of_timestamps_is_of_what_was_acknowledged() -> None:
+    """RFC 7323 section 4.3: with a delayed ACK the echo is of the earliest segment that it acknowledges."""
+    peer = established(emit_options(timestamps=(1000, 0)))
+    for at in range(3):
+        peer.timestamps = (1001 + at, 0)
+        peer.send(ACK, b"x" * 500)
+    peer.wait(0.05)
+    assert peer.expect(ACK, ack=1501).ts_echo == 1001
+
+
+def test_empty_segments_that_are_not_acceptable_are_answered_at_a_limited_rate() -> None:
+    """Two ends that each think the other wrong must not answer each other for ever."""
+    peer = established()
+    for _ in range(100):
+        peer.send(ACK, seq=70_000)
+    peer.expect(ACK, seq=1, ack=1)
+    peer.expect_nothing()
+    peer.wait(0.6)
+    peer.send(ACK, seq=70_000)
+    peer.expect(ACK, seq=1, ack=1)
 
 
 # Second, RST
@@ -163,6 +206,27 @@ def test_out_of_order() -> None:
     peer.send(ACK, b"ghi", seq=7)
     peer.expect(ACK, ack=13)
     assert peer.connection.receive(100, peer.now) == b"abcdefghijkl"
+
+
+def test_without_sack_the_peer_can_count_duplicate_acknowledgments() -> None:
+    """RFC 5681 section 4.2: one for each segment out of order; three are enough to be understood."""
+    peer = established()
+    for at in range(7):
+        peer.send(ACK, bytes(100), seq=101 + 100 * at)
+    for _ in range(3):
+        peer.expect(ACK, b"", seq=1, ack=1, window=65_535)
+    peer.expect_nothing()
+    peer.send(ACK, bytes(100), seq=1)
+    peer.expect(ACK, ack=801)
+    peer.expect_nothing()
+
+
+def test_with_sack_one_says_it_all() -> None:
+    peer = established(emit_options(sack_permitted=True))
+    for at in range(7):
+        peer.send(ACK, bytes(100), seq=101 + 100 * at)
+    assert len(peer.expect(ACK, ack=1).sack_blocks) == 1
+    peer.expect_nothing()
 
 
 def test_a_segment_that_covers_what_is_stored() -> None:

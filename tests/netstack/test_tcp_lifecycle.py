@@ -326,6 +326,17 @@ def test_time_wait_gives_way_to_a_newer_syn() -> None:
     assert not established().connection.reopens(newer)
 
 
+def test_with_timestamps_time_wait_gives_way_to_a_later_one() -> None:
+    """RFC 6191 section 2: the timestamp decides, and only one that is the same leaves it to the sequence number."""
+    peer = peers.time_wait(offer=emit_options(mss=1460, timestamps=(1000, 0)))
+    nxt = peer.connection.rcv.nxt
+    syn = Segment(40_000, 80, nxt - 5000 & 0xFFFFFFFF, 0, SYN, 0, 0, 0, 0, ts_value=1001)
+    assert peer.connection.reopens(syn)
+    assert not peer.connection.reopens(syn._replace(ts_value=999))
+    assert not peer.connection.reopens(syn._replace(ts_value=1000))
+    assert peer.connection.reopens(syn._replace(ts_value=1000, seq=nxt + 1))
+
+
 def test_a_reset_ends_every_synchronized_state() -> None:
     for state in ("established", "close_wait", "last_ack", "fin_wait_1", "fin_wait_2", "closing", "time_wait"):
         peer: Peer = getattr(peers, state)()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sulla_trio.netstack import tcp_recovery
 from sulla_trio.netstack.events import Writable
 from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.netstack.tcp_send import COALESCE, Sender
-from sulla_trio.wire.tcp import ACK, FIN, emit_options
+from sulla_trio.wire.tcp import ACK, emit_options
 from tests.support.peer import Peer, established
 
 KIB = 1 << 10
@@ -108,7 +109,7 @@ def test_every_segment_is_the_bytes_at_its_place(writes: list[int], steps: list[
             assert payload == stream[acked : min(acked + min(amount, 1000), sent)][: len(payload)]
             assert bool(payload) == (sent > acked)
         elif verb == "timeout":
-            snd.timed_out()
+            tcp_recovery.timed_out(snd)
         elif sent > acked:
             snd.acknowledged(min(amount, sent - acked), 0.0)
         assert snd.queued == given_ - ((snd.una - base) & 0xFFFFFFFF)
@@ -171,115 +172,3 @@ def test_a_segment_larger_than_the_share_does_not_stall() -> None:
     for _ in range(63):
         peer.stack.credit.open(0)
     assert peer.connection.preferred_read() == 16 * KIB
-
-
-# Retransmission
-
-
-def test_time_out_and_back_off() -> None:
-    peer = established()
-    peer.connection.send(b"data", peer.now)
-    peer.expect(ACK, b"data", seq=1)
-    assert peer.times(3.5) == [0.2, 0.6, 1.4, 3.0]
-    assert peer.stack.counters.tcp_timeouts == peer.stack.counters.tcp_retransmits == 4
-    peer.send()
-    peer.wait(100)
-    peer.expect_nothing()
-
-
-def test_after_a_time_out_it_goes_back_and_starts_slowly() -> None:
-    peer = flying()
-    peer.wait(0.21)
-    peer.expect(ACK, seq=1)
-    peer.expect_nothing()
-    peer.send(ack=1001)
-    peer.expect(ACK, seq=1001)
-    peer.expect(ACK, seq=2001)
-    peer.expect_nothing()
-
-
-def test_an_ack_beyond_what_was_sent_again() -> None:
-    peer = flying()
-    peer.wait(0.21)
-    peer.expect(ACK, seq=1)
-    peer.send(ack=8001)
-    assert peer.connection.snd.nxt == peer.connection.snd.una
-    peer.expect(ACK, seq=8001)
-
-
-def test_fast_retransmit_and_recovery() -> None:
-    peer = flying()
-    for _ in range(2):
-        peer.send(ack=1)
-    while peer.sent or peer.stack.dirty:
-        peer.expect(ACK)  # limited transmit
-    peer.send(ack=1)
-    peer.expect(ACK, seq=1)
-    snd = peer.connection.snd
-    assert snd.recovering
-    assert peer.stack.counters.tcp_fast_retransmits == 1
-    peer.send(ack=3001)  # partial: the next hole
-    peer.expect(ACK, seq=3001)
-    assert snd.recovering
-    peer.send(ack=(snd.max - peer.iss) & 0xFFFFFFFF)
-    assert not snd.recovering
-    assert snd.cwnd <= snd.ssthresh
-
-
-def test_acks_with_data_or_a_new_window_are_not_duplicates() -> None:
-    peer = flying()
-    for at in range(3):
-        peer.send(ack=1, window=60_000 + at)
-    for _ in range(3):
-        peer.send(ACK, b"x", ack=1, window=60_002)
-    assert peer.connection.snd.dup_acks == 0
-    assert not peer.connection.snd.recovering
-
-
-def test_the_round_trip_of_what_was_sent_twice_is_not_timed() -> None:
-    peer = established()
-    before = peer.connection.snd.rtt.srtt
-    peer.connection.send(b"data", peer.now)
-    peer.expect(ACK)
-    peer.wait(0.25)
-    peer.expect(ACK)
-    peer.send()
-    assert peer.connection.snd.rtt.srtt == before
-    assert peer.connection.snd.rtt.rto == 0.4
-
-
-def test_with_timestamps_it_is_timed_all_the_same() -> None:
-    """RFC 7323 section 4.1: the echo tells which transmission was answered, so the back-off ends with the first answer."""
-    peer = established(emit_options(timestamps=(1000, 0)))
-    peer.connection.send(b"data", peer.now)
-    peer.expect(ACK)
-    peer.wait(1.5)
-    peer.expect(ACK)
-    peer.expect(ACK)
-    last = peer.expect(ACK)
-    assert peer.connection.snd.rtt.rto == 1.6
-    assert last.ts_value is not None
-    peer.timestamps = (1001, last.ts_value)
-    peer.send()
-    assert peer.connection.snd.rtt.rto < 0.4
-
-
-def test_an_echo_of_another_clock_is_no_sample() -> None:
-    peer = established(emit_options(timestamps=(1000, 0)))
-    peer.connection.send(b"data", peer.now)
-    peer.wait(0.3)
-    peer.sent.clear()
-    peer.ack = 5
-    peer.timestamps = (1001, 12345)
-    peer.send()
-    assert peer.connection.snd.rtt.rto == 0.4
-
-
-def test_a_lost_fin_is_sent_again() -> None:
-    peer = established()
-    peer.connection.send(b"last", peer.now)
-    peer.connection.shutdown(peer.now)
-    peer.expect(ACK | FIN, b"last", seq=1)
-    peer.send(ack=5)
-    peer.wait(1)
-    peer.expect(ACK | FIN, b"", seq=5)

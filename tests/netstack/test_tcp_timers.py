@@ -97,6 +97,23 @@ def test_a_silly_window_is_used_by_the_probe() -> None:
     peer.expect(ACK, bytes(100), seq=1)
 
 
+def test_probes_of_our_shut_window_are_answered() -> None:
+    """The other way: a peer that asks is told, and told again once there is room (RFC 9293 section 3.8.6.1)."""
+    peer = established()
+    peer.send(ACK, bytes(60_000))
+    peer.send(ACK, bytes(5_535))
+    peer.expect(ACK, ack=65_536, window=0)
+    for _ in range(3):
+        peer.wait(5)
+        peer.send(ACK, b"x", seq=65_536)
+        peer.expect(ACK, ack=65_536, window=0)
+        peer.wait(5)
+        peer.send(ACK, seq=65_535)  # as Linux probes: without a byte
+        peer.expect(ACK, ack=65_536, window=0)
+    assert len(peer.connection.receive(65_535, peer.now)) == 65_535
+    peer.expect(ACK, ack=65_536, window=65_535)
+
+
 # Keep-alive
 
 

@@ -55,6 +55,9 @@ class BareStack:
     def forget(self, connection: TcpConnection) -> None:
         self.connections.pop(connection.key, None)
 
+    def path_mss(self, remote_ip: bytes) -> int:
+        return self.mss
+
     def is_queued(self, connection: TcpConnection) -> bool:
         return False
 
