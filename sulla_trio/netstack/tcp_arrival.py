@@ -86,7 +86,7 @@ def repeated_syn(c: TcpConnection, segment: Segment) -> Segment | None:
 
 def unreachable(c: TcpConnection, code: int) -> None:
     """An ICMP unreachable about a segment in flight. It ends an attempt to connect when nobody will ever answer; anything
-    else is a passing trouble that retransmission is there for (RFC 1122 section 4.2.3.9, RFC 5461 section 4.1)."""
+    else is a passing trouble that retransmission is there for (RFC 1122 section 4.2.3.9, RFC 5927 section 5.2)."""
     if c.state is State.SYN_SENT and code in _NOBODY_THERE:
         tcp_lifecycle.end(c, Trigger.ABORT, "refused")
     else:

@@ -46,6 +46,8 @@ def due_frames(c: TcpConnection, now: float, out: Frames) -> None:
         if snd.resend_first:
             _resend_first(c, header, now, out)
         if snd.unsent:
+            if snd.nxt == snd.una and now - snd.rtt_at > snd.rtt.rto:
+                snd.cwnd = min(snd.cwnd, snd.initial_window)  # RFC 5681 section 4.1: it was idle
             _data(c, header, now, out)
     if snd.fin_queued and not snd.fin_sent and not snd.unsent:
         flags = ACK | FIN

@@ -20,7 +20,6 @@ Payload: TypeAlias = bytes | memoryview
 COALESCE: Final = 4096
 """Small writes are joined (a copy) up to this size, so that neither chunks nor segments are tiny."""
 INITIAL_WINDOW_BYTES: Final = 14_600
-"""RFC 6928 section 2."""
 
 
 class Sender:
@@ -85,7 +84,7 @@ class Sender:
         self.unsent = 0
         """Bytes from SND.NXT on."""
         self.fin_queued = self.fin_sent = self.fin_acked = False
-        self.cwnd = min(10 * mss, max(2 * mss, INITIAL_WINDOW_BYTES))
+        self.cwnd = self.initial_window
         self.ssthresh = 1 << 30
         self.dup_acks = 0
         self.board: Scoreboard | None = None
@@ -109,10 +108,15 @@ class Sender:
     def established(self) -> None:
         """Our SYN was acknowledged; `mss` is what both sides allow by now."""
         self.una = self.nxt
-        self.cwnd = min(10 * self.mss, max(2 * self.mss, INITIAL_WINDOW_BYTES))
+        self.cwnd = self.initial_window
         self.rtt_seq = None
         self.retransmit_at = NEVER
         self.retransmits = 0
+
+    @property
+    def initial_window(self) -> int:
+        """RFC 6928 section 2."""
+        return min(10 * self.mss, max(2 * self.mss, INITIAL_WINDOW_BYTES))
 
     @property
     def flight(self) -> int:

@@ -154,7 +154,7 @@ def test_the_smallest_path() -> None:
     assert {len(frame) - 14 for frame in again[:-1]} == {MIN_MTU}
 
 
-# Other errors: RFC 1122 section 4.2.3.9, RFC 5461 section 4.1
+# Other errors: RFC 1122 section 4.2.3.9, RFC 5927 section 5.2
 
 
 def test_unreachable_does_not_end_a_connection() -> None:

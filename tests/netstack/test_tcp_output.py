@@ -66,6 +66,28 @@ def test_a_fin_alone() -> None:
     assert last_ack().connection.snd.fin_sent
 
 
+def test_after_a_pause_it_starts_with_the_initial_window() -> None:
+    """RFC 5681 section 4.1: nothing sent for a retransmission time-out."""
+    peer = established()
+    for _ in range(3):
+        peer.connection.send(bytes(14_600), peer.now)
+        while peer.stack.dirty or peer.sent:
+            peer.expect(ACK)
+        peer.send()
+    assert peer.connection.snd.cwnd > 40_000
+    peer.wait(0.1)
+    peer.connection.send(bytes(29_200), peer.now)
+    peer._collect()
+    assert len(peer.sent) == 20
+    while peer.sent:
+        peer.expect(ACK)
+    peer.send()
+    peer.wait(1)
+    peer.connection.send(bytes(29_200), peer.now)
+    peer._collect()
+    assert len(peer.sent) == 10
+
+
 def test_a_reset_goes_before_everything_else() -> None:
     peer = listening()
     peer.send(ACK, ack=77)
