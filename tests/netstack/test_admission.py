@@ -116,7 +116,7 @@ def test_half_open_connections_are_bounded_and_the_oldest_go() -> None:
     guest = OpenGuest()
     guest.events()
     closed = 0
-    for number in range(5 * MAX_HALF_OPEN):
+    for number in range(2 * MAX_HALF_OPEN):
         guest.send(guest.tcp(SYN, source_port=5000 + number))
         for event in guest.events():
             if isinstance(event, ConnectionRequest):
@@ -129,7 +129,7 @@ def test_half_open_connections_are_bounded_and_the_oldest_go() -> None:
         assert len(guest.stack.connections) <= MAX_HALF_OPEN + 1
     closed += len(guest.events())
     assert guest.drops == {"syn_half_open_full": closed}
-    assert closed > 3 * MAX_HALF_OPEN
+    assert closed > MAX_HALF_OPEN
     assert guest.connection.state is State.ESTABLISHED  # what is established is not touched
     assert guest.stack.credit.charged < (MAX_HALF_OPEN + 2) * guest.stack.options.initial_window
     guest.send(guest.data(b"and goes on"))
