@@ -220,7 +220,7 @@ class Sender:
         return self.sent_again(0, limit)
 
     def sent_again(self, offset: int, limit: int) -> Payload:
-        """Bytes that were sent, `offset` bytes after SND.UNA, at most `limit`; fewer at the end."""
+        """Bytes that were sent, `offset` bytes after SND.UNA: `limit`, or as many as there are."""
         size = min(min((self.max - self.una) & MASK, self.queued) - offset, limit)
         offset += self._head
         parts: list[Payload] = []
@@ -231,7 +231,7 @@ class Sender:
                 offset -= len(chunk)
                 continue
             part = memoryview(chunk)[offset : offset + size]
-            if not parts and (len(part) == size or len(part) >= COALESCE):
+            if not parts and len(part) == size:
                 return part
             parts.append(part)
             size -= len(part)

@@ -213,6 +213,25 @@ def test_a_lost_fin_goes_with_the_hole_it_is_in() -> None:
     assert segment.payload_end - segment.payload_offset == 1000
 
 
+def test_a_lost_fin_is_behind_all_bytes_of_its_segment() -> None:
+    """What was two writes is one segment the second time: without the second's bytes the FIN would end the stream early."""
+    peer = established(emit_options(mss=9000, sack_permitted=True), mss=9000)
+    snd = peer.connection.snd
+    snd.cwnd = 60_000
+    for size in (9000, 9000, 5000, 4000):
+        peer.connection.send(bytes(size), peer.now)
+    peer.connection.shutdown(peer.now)
+    for seq in (1, 9001, 18_001):
+        peer.expect(ACK, seq=seq)
+    peer.expect(ACK | FIN, bytes(4000), seq=23_001)
+    for edge in (12_001, 15_001, 18_001):
+        sack(peer, 1, (9001, edge))
+    peer.expect(ACK, bytes(9000), seq=1)
+    snd.cwnd = 60_000  # room for the rescue
+    sack(peer, 1, (9001, 18_002))
+    peer.expect(ACK | FIN, bytes(8999), seq=18_002)
+
+
 def test_blocks_on_data_count_like_others() -> None:
     peer = flying()
     sack(peer, 1, (1001, 5001), data=b"from the peer")
