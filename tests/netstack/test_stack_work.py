@@ -21,7 +21,7 @@ from sulla_trio.netstack.stack import Stack
 from sulla_trio.netstack.tcp import TcpConnection
 from tests.support.stack_guest import OpenGuest
 from tests.support.two_drivers import guest_config
-from tests.support.wire_pair import Profile, WirePair
+from tools.simulate_lib.wire_pair import Profile, WirePair
 
 # Timers and work
 

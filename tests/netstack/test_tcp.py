@@ -7,75 +7,20 @@ import random
 import pytest
 
 from sulla_trio.config import network_config
-from sulla_trio.netstack.events import Closed, Connected, ConnectionRequest, Readable, Writable
 from sulla_trio.netstack.stack import Stack
-from sulla_trio.netstack.tcp import TcpConnection
 from sulla_trio.netstack.tcp_options import TcpOptions
 from sulla_trio.netstack.tcp_state import State
 from sulla_trio.wire.tcp import ACK, PSH, emit_options
 from tests.support.bare_stack import GATEWAY_MAC, GUEST_IP, GUEST_MAC, BareStack
 from tests.support.peer import CollectingSink, established
 from tests.support.two_drivers import guest_config
-from tests.support.wire_pair import Profile, WirePair
-
-PROFILES = [
-    Profile("perfect"),
-    Profile("lossy", loss=0.03),
-    Profile("duplicating", duplicate=0.3),
-    Profile("reordering", reorder=0.3),
-    Profile("jittery", jitter=0.01),
-    Profile("slow", delay=0.3, loss=0.01),
-    Profile("everything", loss=0.05, duplicate=0.05, reorder=0.1, jitter=0.002),
-    Profile("awful", loss=0.25, duplicate=0.2, reorder=0.3, jitter=0.01),
-]
+from tools.simulate_lib.transfer import PROFILES, Transfer
+from tools.simulate_lib.wire_pair import Profile, WirePair
 
 
-class Transfer:
-    """Each end sends its bytes and a FIN, and reads in pieces of random size until the other's FIN."""
-
-    def __init__(self, wire: WirePair, size: int, seed: int) -> None:
-        self.wire, self.random = wire, random.Random(seed)
-        stacks = (wire.left, wire.right)
-        self.data = {id(stack): self.random.randbytes(size) for stack in stacks}
-        self.given = dict.fromkeys(self.data, 0)
-        self.got = {key: bytearray() for key in self.data}
-        self.closed: dict[int, str | None] = {}
-        self.connections: list[TcpConnection] = []
-        wire.handler = self.handle
-
-    def handle(self, stack: object, event: object) -> None:
-        if isinstance(event, ConnectionRequest):
-            assert isinstance(stack, Stack)
-            stack.accept(event, self.wire.now)
-        elif isinstance(event, Connected):
-            self.connections.append(event.connection)
-            self.push(id(stack), event.connection)
-        elif isinstance(event, Writable):
-            self.push(id(stack), event.connection)
-        elif isinstance(event, Readable):
-            while data := event.connection.receive(self.random.randrange(1, 20_000), self.wire.now):
-                self.got[id(stack)] += data
-        elif isinstance(event, Closed):
-            assert id(stack) not in self.closed
-            self.closed[id(stack)] = event.reason
-
-    def push(self, key: int, connection: TcpConnection) -> None:
-        data = self.data[key]
-        while self.given[key] < len(data):
-            size = min(connection.preferred_read(), self.random.randrange(1, 30_000))
-            if not size:
-                return
-            connection.send(data[self.given[key] : self.given[key] + size], self.wire.now)
-            self.given[key] += size
-        connection.shutdown(self.wire.now)
-
-    def check(self) -> None:
-        assert self.wire.run(lambda: len(self.closed) == 2, limit=7200)
-        left, right = self.data
-        assert self.got[left] == self.data[right]
-        assert self.got[right] == self.data[left]
-        assert set(self.closed.values()) == {None}
-        self.wire.run(limit=200)  # through TIME-WAIT
+def check(transfer: Transfer) -> None:
+    transfer.run()
+    assert transfer.differences() == []
 
 
 def bare_pair(mss: int = 1460, options: TcpOptions | None = None) -> tuple[BareStack, BareStack]:
@@ -86,12 +31,12 @@ def bare_pair(mss: int = 1460, options: TcpOptions | None = None) -> tuple[BareS
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("profile", PROFILES, ids=str)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=str)
 def test_bytes_are_equal_over_a_bad_wire(profile: Profile, seed: int) -> None:
     left, right = bare_pair(mss=(536, 1460, 8960)[seed % 3])
     wire = WirePair(left, right, profile, seed)
     left.connect(GUEST_IP, 80, wire.now)
-    Transfer(wire, 60_000, seed).check()
+    check(Transfer(wire, 60_000, seed))
     for stack in (left, right):
         assert not stack.connections
         assert stack.credit.charged == stack.credit.connections == 0
@@ -103,7 +48,7 @@ def test_a_megabyte_over_a_perfect_wire_needs_no_retransmission() -> None:
     left, right = bare_pair()
     wire = WirePair(left, right)
     left.connect(GUEST_IP, 80, wire.now)
-    Transfer(wire, 1_000_000, 1).check()
+    check(Transfer(wire, 1_000_000, 1))
     assert left.counters.tcp_retransmits == right.counters.tcp_retransmits == 0
     assert left.counters.tcp_timeouts == right.counters.tcp_timeouts == 0
 
@@ -112,7 +57,7 @@ def test_big_segments() -> None:
     left, right = bare_pair(mss=64_960)
     wire = WirePair(left, right, Profile("lossy", loss=0.02), seed=3)
     left.connect(GUEST_IP, 80, wire.now)
-    Transfer(wire, 2_000_000, 3).check()
+    check(Transfer(wire, 2_000_000, 3))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -121,7 +66,7 @@ def test_the_real_stacks(seed: int) -> None:
     right = Stack(guest_config(), random.Random(seed + 100))
     wire = WirePair(left, right, Profile("mixed", loss=0.02, reorder=0.1, duplicate=0.05), seed)
     left.connect(right.network.gateway_ip, 80, wire.now)
-    Transfer(wire, 100_000, seed).check()
+    check(Transfer(wire, 100_000, seed))
     assert not left.connections
     assert not right.connections
 

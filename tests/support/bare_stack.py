@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
+from sulla_trio.errors import BadPacket
 from sulla_trio.netstack.counters import Counters
 from sulla_trio.netstack.credit import CreditBudget
 from sulla_trio.netstack.events import Event
@@ -74,9 +75,13 @@ class BareStack:
         return connection
 
     def receive(self, frame: memoryview, port: int, now: float) -> None:
-        header = ipv4.parse(frame, 14)
-        start = 14 + header.header_length
-        segment = tcp.parse(frame, start, 14 + header.total_length, header.source, header.destination)
+        try:
+            header = ipv4.parse(frame, 14)
+            start = 14 + header.header_length
+            segment = tcp.parse(frame, start, 14 + header.total_length, header.source, header.destination)
+        except BadPacket as error:
+            self.counters.drop(error.reason)
+            return
         key = header.source + header.destination + bytes(frame[start : start + 4])
         connection = self.connections.get(key)
         if connection is not None:

@@ -1,4 +1,4 @@
-"""Two stacks on a scripted wire with a virtual clock: loss, reordering, duplication and delay, all from one seed.
+"""Two stacks on a scripted wire with a virtual clock: loss, damage, reordering, duplication, delay, a rate; all from one seed.
 
 Takes anything with the stack's verbs `receive`, `frames_to_send`, `poll_at`, `handle_timer` and `next_event`.
 """
@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 class StackVerbs(Protocol):
@@ -23,9 +23,16 @@ class StackVerbs(Protocol):
     def next_event(self) -> Any: ...
 
 
+IPV4: Final = b"\x08\0"
+
+
 @dataclass(frozen=True)
 class Profile:
-    """What the wire does to a frame: probabilities 0..1, times in seconds."""
+    """What the wire does to a frame: probabilities 0..1, times in seconds.
+
+    With a `rate` (bytes per second, each way; 0: no limit) frames wait for their turn, and what would make more than
+    `buffer` bytes wait is lost (0: no bound).
+    """
 
     name: str = "perfect"
     loss: float = 0.0
@@ -33,6 +40,10 @@ class Profile:
     reorder: float = 0.0
     delay: float = 0.001
     jitter: float = 0.0
+    corrupt: float = 0.0
+    """Of one bit being wrong, behind the Ethernet header: the checksums' business."""
+    rate: float = 0.0
+    buffer: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -47,12 +58,14 @@ class WirePair:
 
     def __init__(self, left: StackVerbs, right: StackVerbs, profile: Profile = Profile(), seed: int = 0) -> None:
         self.left, self.right, self.profile = left, right, profile
-        self.now = 1000.0
+        self.now = self.started = 1000.0
         self.random = random.Random(seed)
         self.events: dict[int, list[Any]] = {id(left): [], id(right): []}
         self.handler: Callable[[StackVerbs, Any], None] = lambda stack, event: None
         self.drop: Callable[[StackVerbs, bytes], bool] = lambda sender, frame: False
         self.frames = 0
+        self._free_at = {id(left): 0.0, id(right): 0.0}
+        """When the wire has taken all that a side has sent."""
         self._flying: list[tuple[float, int, StackVerbs, bytes]] = []
 
     def events_of(self, stack: StackVerbs) -> list[Any]:
@@ -75,11 +88,24 @@ class WirePair:
 
     def _launch(self, sender: StackVerbs, receiver: StackVerbs, frame: bytes) -> None:
         self.frames += 1
+        if frame[12:14] != IPV4:  # three ARP questions unanswered are nobody there, which is another test
+            heapq.heappush(self._flying, (self.now + self.profile.delay, self.frames * 2, receiver, frame))
+            return
         chance, profile = self.random.random, self.profile
         if self.drop(sender, frame) or chance() < profile.loss:
             return
+        if profile.corrupt and chance() < profile.corrupt:
+            at = self.random.randrange(14, len(frame))
+            frame = frame[:at] + bytes((frame[at] ^ 1 << self.random.randrange(8),)) + frame[at + 1 :]
+        waited = 0.0
+        if profile.rate:
+            waited = max(0.0, self._free_at[id(sender)] - self.now)
+            if profile.buffer and waited * profile.rate + len(frame) > profile.buffer:
+                return
+            waited += len(frame) / profile.rate
+            self._free_at[id(sender)] = self.now + waited
         for _ in range(2 if chance() < profile.duplicate else 1):
-            at = self.now + profile.delay + profile.jitter * chance()
+            at = self.now + waited + profile.delay + profile.jitter * chance()
             if chance() < profile.reorder:
                 at += profile.delay * 4 * chance()
             heapq.heappush(self._flying, (at, self.frames * 2 + _, receiver, frame))

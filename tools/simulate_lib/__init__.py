@@ -1,0 +1,1 @@
+"""Deterministic simulation of two stacks on a bad wire. See tools/simulate."""
