@@ -280,6 +280,7 @@ class Steps:
 
     def host_switch_killed(self) -> str:
         before = self._daemons.in_guest("address")
+        self._wait_until_kept()
         started = time.perf_counter()
         self._daemons.kill_host_switch()
         answer = self._until_reached()
@@ -287,6 +288,14 @@ class Steps:
         after = self._daemons.in_guest("address")
         expect(before == after, f"{before} before, {after} after")
         return f"{answer} {took:.1f} s later; eth0, its address, the forwards are as they were"
+
+    def _wait_until_kept(self) -> None:
+        """Until the state file has both forwards: it is written once a second at most, and a kill forgets what is not there."""
+        deadline = time.monotonic() + PATIENCE
+        path = self._daemons.directory / "state.json"
+        while path.read_text().count(f'"127.0.0.1:{self._local}"') < 2:
+            expect(time.monotonic() < deadline, f"{path} does not name both forwards of 127.0.0.1:{self._local}")
+            time.sleep(0.05)
 
     def vm_switch_killed(self) -> str:
         started = time.perf_counter()
@@ -306,7 +315,7 @@ class Steps:
 
     def withdraw(self) -> str:
         found = self._publish(remove=True)
-        expect(found.get("statuses", {}).get("tcp") == "200", found)
+        expect(found.get("statuses") == {"tcp": "200", "udp": "200"}, found)
         from sulla_trio.demo.inside import reach
 
         here = reach("127.0.0.1", self._local, "gone")
