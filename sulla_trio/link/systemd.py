@@ -40,15 +40,20 @@ async def main_pid(unit: str, system_bus: str = DEFAULT_SYSTEM_BUS) -> int:
     Raises:
         ConfigError: no bus, no systemd on it, no such unit, or no main process; one line.
     """
-    from jeepney import DBusAddress, MessageType, Properties
-    from jeepney.io.trio import open_dbus_router
+    from jeepney import DBusAddress, MessageType, Properties, message_bus
+    from jeepney.bus import get_bus
+    from jeepney.io.trio import DBusConnection
 
     question = Properties(DBusAddress(unit_path(unit), "org.freedesktop.systemd1", SERVICE)).get("MainPID")
     failure = f"failed to get the main process of {unit} from systemd at {system_bus}"
     try:
         with trio.fail_after(REPLY_TIMEOUT):
-            async with open_dbus_router(system_bus) as router:
-                reply = await router.send_and_get_reply(question)
+            # Not jeepney's `open_dbus_router`: it leaves the socket open when the bus refuses the login.
+            async with await trio.open_unix_socket(get_bus(system_bus)) as stream:
+                await _log_in(stream)
+                async with DBusConnection(stream.socket).router() as router:
+                    await router.send_and_get_reply(message_bus.Hello())
+                    reply = await router.send_and_get_reply(question)
     except trio.TooSlowError:
         raise ConfigError(f"{failure}: no answer within {REPLY_TIMEOUT:.0f} s") from None
     except Exception as error:  # jeepney has no common root for a bad address, a refused login and a bus that hangs up
@@ -61,6 +66,18 @@ async def main_pid(unit: str, system_bus: str = DEFAULT_SYSTEM_BUS) -> int:
     if not pid:
         raise ConfigError(f"{unit} has no main process (MainPID is 0): start it first, `systemctl start {unit}`")
     return int(pid)
+
+
+async def _log_in(stream: trio.SocketStream) -> None:
+    """The authentication of the D-Bus specification, by uid. Raises as jeepney and `stream` do."""
+    from jeepney.auth import BEGIN, Authenticator
+
+    login = Authenticator(inc_null_byte=False)
+    await stream.send_all(b"\0")
+    for line in login:
+        await stream.send_all(line)
+        login.feed(await stream.receive_some())
+    await stream.send_all(BEGIN)
 
 
 def _reason(error: BaseException) -> str:
