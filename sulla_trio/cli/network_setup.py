@@ -6,10 +6,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from sulla_trio.cli import dialect as dialects
 from sulla_trio.cli.goflags import FlagSet
 from sulla_trio.config import DEFAULT_SUBNET, GUEST_MAC, TAP_NAME, format_mac
 from sulla_trio.errors import ConfigError
-from sulla_trio.wire.handshake import DEFAULT_DIALECT, DIALECTS, MAX_SIGNATURE, Dialect
 
 if TYPE_CHECKING:
     from sulla_trio.daemons.network_setup import NetworkSetupConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_UNIT: Final = "network-namespace.service"
+DATA_PORT: Final = "vsock-dial-port"
 
 
 def flags(program: str) -> FlagSet:
@@ -37,12 +38,9 @@ def flags(program: str) -> FlagSet:
     declared.add_string("unshare-arg", "program that becomes PID 1 of new namespaces; required unless under systemd")
     declared.add_alias("unshare-args", "unshare-arg")
     declared.add_string("logfile", "log to this file", default="/var/log/network-setup.log")
-    declared.add_int("vsock-handshake-port", "port to answer the handshake on; 0 for the dialect's")
-    declared.add_int("vsock-dial-port", "port of the host's data connection; 0 for the dialect's")
+    dialects.add_flags(declared, DATA_PORT)
     declared.add_string("handshake", "answer the handshake at `URL` instead of vsock://ANY:PORT", ours=True)
     declared.add_string("data", "open the data connection to `URL` instead of vsock://2:PORT", ours=True)
-    declared.add_string("dialect", "generation of the peers: rd1, old or rd2", default=DEFAULT_DIALECT, ours=True)
-    declared.add_string("signature", "answer probes with `TEXT` instead of the dialect's phrase", ours=True)
     declared.add_bool("no-forward", "leave net.ipv4.ip_forward of the new network namespace alone", ours=True)
     declared.add_bool("strict", "let an unexpected exception end the daemon", ours=True)
     return declared
@@ -66,9 +64,7 @@ def config(values: dict[str, Any]) -> NetworkSetupConfig:
     from sulla_trio.link.endpoint import parse_endpoint
     from sulla_trio.link.systemd import DEFAULT_SYSTEM_BUS
 
-    dialect = _dialect(values["dialect"], values["signature"])
-    handshake_port = _port(values, "vsock-handshake-port") or dialect.handshake_port
-    data_port = _port(values, "vsock-dial-port") or dialect.data_port
+    dialect = dialects.dialect(values, DATA_PORT)
     return NetworkSetupConfig(
         vm_switch=VmSwitchCommand(
             path=values["vm-switch-path"],
@@ -81,8 +77,10 @@ def config(values: dict[str, Any]) -> NetworkSetupConfig:
             debug=values["debug"],
             trace_packets=values["trace-packets"],
         ),
-        handshake=parse_endpoint(values["handshake"] or f"vsock://ANY:{handshake_port}", handshake_port),
-        data=parse_endpoint(values["data"] or f"vsock://2:{data_port}", data_port),
+        handshake=parse_endpoint(
+            values["handshake"] or f"vsock://ANY:{dialect.handshake_port}", dialect.handshake_port
+        ),
+        data=parse_endpoint(values["data"] or f"vsock://2:{dialect.data_port}", dialect.data_port),
         dialect=dialect,
         unshare_arg=values["unshare-arg"],
         namespace_unit=values["namespace-service"] if systemd_mode else "",
@@ -90,20 +88,3 @@ def config(values: dict[str, Any]) -> NetworkSetupConfig:
         forward=not values["no-forward"],
         strict=values["strict"],
     )
-
-
-def _dialect(name: str, signature: str) -> Dialect:
-    dialect = DIALECTS.get(name)
-    if dialect is None:
-        raise ConfigError(f"--dialect {name!r}: want {', '.join(DIALECTS)}")
-    phrase = os.fsencode(signature)
-    if len(phrase) > MAX_SIGNATURE:
-        raise ConfigError(f"--signature has {len(phrase)} bytes; want at most {MAX_SIGNATURE}")
-    return dialect._replace(signature=phrase) if phrase else dialect
-
-
-def _port(values: dict[str, Any], name: str) -> int:
-    port: int = values[name]
-    if not 0 <= port < 0xFFFFFFFF:
-        raise ConfigError(f"-{name} {port}: want 0 to {0xFFFFFFFE}")
-    return port

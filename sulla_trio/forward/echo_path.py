@@ -19,7 +19,7 @@ import trio
 
 from sulla_trio.config import format_ip
 from sulla_trio.errors import BadPacket
-from sulla_trio.forward.host_socket import LINUX, HostError, HostSocket
+from sulla_trio.forward.datagram_socket import LINUX, HostError, HostSocket
 from sulla_trio.wire import icmp, ipv4
 
 BATCH: Final = 64

@@ -17,8 +17,8 @@ import trio
 
 from sulla_trio.config import format_ip
 from sulla_trio.forward.context import Driver
+from sulla_trio.forward.datagram_socket import refusal_of, tell_denied, tell_guest
 from sulla_trio.forward.echo_path import NOT_HERE, Echo, EchoAnswer, EchoPath, open_ping_socket, open_raw_socket
-from sulla_trio.forward.host_socket import refusal_of, tell_denied, tell_guest
 from sulla_trio.forward.ping_program import PingPrograms
 from sulla_trio.netstack.events import EchoRequested
 from sulla_trio.services.flows import Flow

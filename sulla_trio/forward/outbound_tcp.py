@@ -16,7 +16,7 @@ import trio
 
 from sulla_trio.config import format_ip
 from sulla_trio.forward.context import Driver
-from sulla_trio.forward.host_socket import UNREACHABLE
+from sulla_trio.forward.datagram_socket import UNREACHABLE
 from sulla_trio.forward.host_sockets import tune
 from sulla_trio.forward.relay import SocketRelay
 from sulla_trio.netstack.events import ConnectionRequest

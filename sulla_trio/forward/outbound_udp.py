@@ -18,7 +18,7 @@ import trio
 
 from sulla_trio.config import UDP_FILTERS, format_ip, parse_ip
 from sulla_trio.forward.context import Driver
-from sulla_trio.forward.host_socket import HostSocket, refusal_of, tell_denied, tell_guest
+from sulla_trio.forward.datagram_socket import HostSocket, refusal_of, tell_denied, tell_guest
 from sulla_trio.netstack.events import DatagramReceived
 from sulla_trio.services.flows import Flow
 from sulla_trio.services.policy import LOOPBACK, Verdict

@@ -17,8 +17,8 @@ from typing import Final
 import trio
 
 from sulla_trio.config import format_ip, parse_ip
+from sulla_trio.forward.datagram_socket import DEFAULT_TTL, LINUX, OWN_TTL, HostError
 from sulla_trio.forward.echo_path import Echo, EchoAnswer
-from sulla_trio.forward.host_socket import DEFAULT_TTL, LINUX, OWN_TTL, HostError
 from sulla_trio.wire import icmp
 
 MAX_PROCESSES: Final = 16

@@ -65,9 +65,9 @@ def test_dialects_ports_and_endpoints(arguments: tuple[str, ...], handshake: str
         ((), "path to the vm-switch process must be provided"),
         (("-unshare-arg", "/init", "-vm-switch-path", ""), "path to the vm-switch process must be provided"),
         (("-vm-switch-path", "/vm"), "unshare program arg must be provided"),
-        ((*NEEDED, "--dialect", "rd3"), "--dialect 'rd3': want rd1, old, rd2"),
-        ((*NEEDED, "--signature", "x" * 1025), "--signature has 1025 bytes; want at most 1024"),
-        ((*NEEDED, "-vsock-dial-port", "-1"), "-vsock-dial-port -1: want 0 to 4294967294"),
+        ((*NEEDED, "--dialect", "rd3"), "--dialect rd3: want one of rd1, old, rd2"),
+        ((*NEEDED, "--signature", "x" * 1025), "--signature of 1025 bytes: at most 1024"),
+        ((*NEEDED, "-vsock-dial-port", "-1"), "-vsock-dial-port -1: want a vsock port, 1 to 4294967294"),
         ((*NEEDED, "--handshake", "gopher://x"), "invalid endpoint gopher://x"),
     ],
 )

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from sulla_trio.config import parse_ip
-from sulla_trio.forward import echo_path, host_socket
+from sulla_trio.forward import datagram_socket, echo_path
 from sulla_trio.forward.echo_path import Echo, EchoAnswer, EchoSocket, open_ping_socket, open_raw_socket
 from sulla_trio.wire import icmp, ipv4
 
@@ -44,7 +44,7 @@ class ScriptedKernel:
         self.sent.append((data, address))
 
     def recvmsg(self, size: int, ancillary: int, flags: int = 0) -> Received:
-        queue = self.errors if flags & host_socket.MSG_ERRQUEUE else self.data
+        queue = self.errors if flags & datagram_socket.MSG_ERRQUEUE else self.data
         if not queue:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         item = queue.popleft()
@@ -74,7 +74,7 @@ class ScriptedKernel:
     def error(self, rest: int, kind: int = icmp.ECHO_REQUEST) -> None:
         body = struct.pack("=IBBBBII", 113, 2, 11, 0, 0, 0, 0) + struct.pack("=HH", 2, 0) + ROUTER + bytes(8)
         quoted = icmp.emit(kind, 0, rest, b"")
-        ancillary = [(socket.IPPROTO_IP, host_socket.IP_RECVERR, body), *TTL]
+        ancillary = [(socket.IPPROTO_IP, datagram_socket.IP_RECVERR, body), *TTL]
         self.errors.append((quoted, ancillary, 0, ("93.184.216.34", 0)))
 
 
@@ -104,7 +104,7 @@ async def test_a_request(kernel: ScriptedKernel) -> None:
     path.send(Echo(REMOTE, 7, b"payload", 64, True))
     assert kernel.sent == [(icmp.emit(icmp.ECHO_REQUEST, 0, 0x0BAD_0007, b"payload"), ("93.184.216.34", 0))]
     assert kernel.options[socket.IPPROTO_IP, socket.IP_TTL] == 63
-    assert kernel.options[socket.IPPROTO_IP, host_socket.IP_MTU_DISCOVER] == host_socket.PMTUDISC_PROBE
+    assert kernel.options[socket.IPPROTO_IP, datagram_socket.IP_MTU_DISCOVER] == datagram_socket.PMTUDISC_PROBE
     path.close()
 
 

@@ -16,8 +16,8 @@ from trio.testing import MockClock
 
 from sulla_trio.config import network_config, parse_ip
 from sulla_trio.forward import outbound_icmp
+from sulla_trio.forward.datagram_socket import HostError
 from sulla_trio.forward.echo_path import Echo, EchoAnswer
-from sulla_trio.forward.host_socket import HostError
 from sulla_trio.forward.outbound_icmp import OutboundIcmp
 from sulla_trio.services.policy import may_dial
 from sulla_trio.wire import icmp, inet

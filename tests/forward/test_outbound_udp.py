@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from sulla_trio.config import network_config
 from sulla_trio.forward import outbound_udp
-from sulla_trio.forward.host_socket import HostSocket
+from sulla_trio.forward.datagram_socket import HostSocket
 from sulla_trio.forward.outbound_udp import OutboundUdp
 from sulla_trio.netstack.events import DatagramReceived
 from sulla_trio.services.policy import may_dial

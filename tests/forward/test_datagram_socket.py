@@ -11,8 +11,8 @@ import pytest
 from trio.testing import MockClock
 
 from sulla_trio.config import parse_ip
-from sulla_trio.forward import host_socket
-from sulla_trio.forward.host_socket import HostError, HostSocket, decode, refusal_of, tell_denied, tell_guest
+from sulla_trio.forward import datagram_socket
+from sulla_trio.forward.datagram_socket import HostError, HostSocket, decode, refusal_of, tell_denied, tell_guest
 from sulla_trio.services.policy import may_dial
 from sulla_trio.wire import icmp
 from tests.support.lone_driver import lone_driver
@@ -73,9 +73,9 @@ async def test_the_ttl_left_behind_one_more_hop() -> None:
 
 async def test_df_as_the_guest_has_it() -> None:
     ours, theirs = udp_socket(), udp_socket()
-    for dont_fragment, mode in ((True, host_socket.PMTUDISC_PROBE), (False, host_socket.PMTUDISC_DONT)):
+    for dont_fragment, mode in ((True, datagram_socket.PMTUDISC_PROBE), (False, datagram_socket.PMTUDISC_DONT)):
         ours.send(b"", theirs.sock.getsockname(), 64, dont_fragment=dont_fragment)
-        assert ours.sock.getsockopt(socket.IPPROTO_IP, host_socket.IP_MTU_DISCOVER) == mode
+        assert ours.sock.getsockopt(socket.IPPROTO_IP, datagram_socket.IP_MTU_DISCOVER) == mode
     ours.close()
     theirs.close()
 
@@ -124,7 +124,7 @@ def test_refusals(number: int, code: int | None) -> None:
 
 def test_too_big_for_the_hosts_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     too_big = OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    monkeypatch.setattr(host_socket, "path_mtu", {REMOTE: 1280}.get)
+    monkeypatch.setattr(datagram_socket, "path_mtu", {REMOTE: 1280}.get)
     error = refusal_of(too_big, TARGET)
     assert error is not None
     assert error[1:5] == (None, icmp.UNREACHABLE, icmp.UNREACHABLE_FRAG_NEEDED, 1280)
@@ -132,8 +132,8 @@ def test_too_big_for_the_hosts_interface(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_path_mtu() -> None:
-    assert host_socket.path_mtu(LOCALHOST) == 65_535  # RFC 791: no datagram is longer, whatever the interface takes
-    assert host_socket.path_mtu(b"\xff" * 4) is None  # a broadcast: no permission
+    assert datagram_socket.path_mtu(LOCALHOST) == 65_535  # RFC 791: no datagram is longer, whatever the interface takes
+    assert datagram_socket.path_mtu(b"\xff" * 4) is None  # a broadcast: no permission
 
 
 @pytest.mark.parametrize(
